@@ -1,0 +1,177 @@
+"""Every error that Polyreel raises on purpose, in one tree.
+
+    PolyreelError
+    ├── InvalidRequest          the client can fix it: names the field, what came, what is allowed
+    │   ├── NotServedYet        understood, documented by the vendor, not built here yet
+    │   └── RequestTooLarge     the body is over the limit
+    ├── MissingKey              no API key came with the request
+    ├── InvalidKey              a key came, and it is not one of ours
+    ├── UnknownModel            no catalogue entry has this public name
+    ├── UnknownJob              no job with this id, or it belongs to somebody else
+    ├── UnknownRoute            no such path in this dialect
+    ├── MethodNotAllowed        the path exists, the method does not
+    ├── TooManyJobs             the queue is full
+    ├── QueueUnavailable        Redis does not answer
+    ├── StillRunning            a synchronous caller waited as long as it may
+    ├── GenerationFailed        the pipeline raised, or returned NaN
+    │   └── EncodingFailed      ffmpeg did not make the file
+    ├── Cancelled               raised inside a step callback to stop a pipeline
+    ├── CheckpointUnavailable   weights are missing, broken, or not safetensors
+    ├── StorageFailed           a file could not be written or read
+    └── ConfigurationError      a setting is wrong; shown without a traceback, exit code 2
+
+No HTTP status lives here: each dialect maps these classes to its own envelope in one table.
+Messages are written for the person who has to act, and never contain a key or other secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PolyreelError(Exception):
+    """Base of all deliberate errors. `code` is a stable word for records, logs and metrics."""
+
+    code = "error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(PolyreelError):
+    """Raised when a request cannot become a job as it stands.
+
+    Args:
+        message: the whole sentence for the client.
+        field: dotted path of the offending field in the client's own words, or None for the whole body.
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotServedYet(InvalidRequest):
+    """Raised for a documented feature that this version does not run; better than a silently different video."""
+
+    code = "not_served_yet"
+
+
+class RequestTooLarge(InvalidRequest):
+    """Raised when a body is longer than the server reads."""
+
+    code = "request_too_large"
+
+
+class MissingKey(PolyreelError):
+    """Raised when a request carries no API key."""
+
+    code = "missing_key"
+
+
+class InvalidKey(PolyreelError):
+    """Raised when a request's API key is unknown."""
+
+    code = "invalid_key"
+
+
+class UnknownModel(PolyreelError):
+    """Raised when no catalogue entry answers to a public name."""
+
+    code = "unknown_model"
+
+    def __init__(self, name: str, served: Iterable[str]) -> None:
+        self.name = name
+        self.served = sorted(served)
+        near = did_you_mean(name, self.served)
+        super().__init__(f"Model {name[:200]} is not served here.{near} Served: {', '.join(self.served)}.")
+
+
+class UnknownJob(PolyreelError):
+    """Raised when an id names no job of this owner; another owner's job reads exactly the same."""
+
+    code = "unknown_job"
+
+
+class UnknownRoute(PolyreelError):
+    """Raised when no route has this path."""
+
+    code = "unknown_route"
+
+
+class MethodNotAllowed(PolyreelError):
+    """Raised when the path exists and the method does not."""
+
+    code = "method_not_allowed"
+
+
+class TooManyJobs(PolyreelError):
+    """Raised when the queue is full. `retry_after_s` is a whole number of seconds."""
+
+    code = "too_many_jobs"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueUnavailable(PolyreelError):
+    """Raised when Redis refuses, hangs or is full; nothing was acknowledged."""
+
+    code = "queue_unavailable"
+
+
+class StillRunning(PolyreelError):
+    """Raised when a synchronous caller's time is up; the job `job_id` goes on."""
+
+    code = "still_running"
+
+    def __init__(self, message: str, job_id: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class GenerationFailed(PolyreelError):
+    """Raised when a pipeline raised or returned something that is not a picture; the cause is chained."""
+
+    code = "generation_failed"
+
+
+class EncodingFailed(GenerationFailed):
+    """Raised when ffmpeg ended with an error or did not write the file."""
+
+    code = "encoding_failed"
+
+
+class Cancelled(PolyreelError):
+    """Raised from a step callback to end a running pipeline at once."""
+
+    code = "cancelled"
+
+
+class CheckpointUnavailable(PolyreelError):
+    """Raised when a checkpoint cannot be loaded; the message names the command or setting that fixes it."""
+
+    code = "checkpoint_unavailable"
+
+
+class StorageFailed(PolyreelError):
+    """Raised when a result could not be stored or read back."""
+
+    code = "storage_failed"
+
+
+class ConfigurationError(PolyreelError):
+    """Raised at start for a wrong setting; shown to the operator as it is, without a traceback, exit code 2."""
+
+    code = "configuration_error"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean X?" for the known word nearest to `word`, or "" when none is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""
