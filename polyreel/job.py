@@ -1,0 +1,160 @@
+"""The life of one request: a `VideoJob`, its record in Redis, and the order of its states.
+
+    queued → loading → running → encoding → uploading → succeeded | failed | cancelled
+
+States only move forward, also over a second attempt; the rule is enforced where records are written
+(`polyreel.records`), not by the good manners of callers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from polyreel.request import VideoRequest
+
+
+class JobStatus(StrEnum):
+    """Where a job is. The order of the members is the order of the states."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    RUNNING = "running"
+    ENCODING = "encoding"
+    UPLOADING = "uploading"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def rank(self) -> int:
+        """Position on the way from 0; the three ends share the last one."""
+        return min(list(JobStatus).index(self), 5)
+
+    @property
+    def is_terminal(self) -> bool:
+        """True when nothing will change any more."""
+        return self.rank == 5
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One stored file of a succeeded job.
+
+    Args:
+        key: in the storage, fixed at submit.
+        format: name of the format, e.g. "mp4".
+        media_type: Content-Type.
+        bytes: length of the file.
+        height, width, num_frames, fps: of the picture.
+        sha256: of the file, hexadecimal.
+    """
+
+    key: str
+    format: str
+    media_type: str
+    bytes: int
+    height: int
+    width: int
+    num_frames: int
+    fps: float
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class VideoJob:
+    """The record of one request; what every dialect's answers are made of.
+
+    Args:
+        id: uuid4 text; also the RQ job's id and Novita's task_id.
+        dialect: name of the dialect in which it was submitted.
+        owner: name of the API key's owner; nobody else sees the job.
+        request: as it runs.
+        output_keys: storage keys of the files to come, in the order of `request.outputs`.
+        vendor: what the dialect needs to answer in its own words later (ids, echoed fields); plain JSON.
+        status: see `JobStatus`.
+        progress: percent, 0..100, never decreasing; 100 only at success.
+        step, total_steps: denoising steps done and in all; 0 of 0 before the first.
+        attempts: how many workers have taken it, at most `MAX_ATTEMPTS`.
+        worker: name of the worker that has it, or "".
+        created_at, started_at, ended_at: seconds since the epoch; 0.0 while it has not happened.
+        timings: seconds per stage: "load", "generate", "encode", "store".
+        error_code, error_message: both "" unless failed; the message is written for the client.
+        outputs: the files, only after success.
+    """
+
+    id: str
+    dialect: str
+    owner: str
+    request: VideoRequest
+    output_keys: tuple[str, ...]
+    vendor: dict[str, Any] = field(default_factory=dict)  # Any: JSON of the dialect's own choosing
+    status: JobStatus = JobStatus.QUEUED
+    progress: int = 0
+    step: int = 0
+    total_steps: int = 0
+    attempts: int = 0
+    worker: str = ""
+    created_at: float = 0.0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
+    error_code: str = ""
+    error_message: str = ""
+    outputs: tuple[Output, ...] = ()
+
+    @property
+    def seconds_taken(self) -> float:
+        """Seconds from the last start to the end, 0.0 until then."""
+        return max(0.0, self.ended_at - self.started_at) if self.ended_at and self.started_at else 0.0
+
+    def to_record(self) -> dict[str, str]:
+        """Return the fields of the Redis hash; every value is text."""
+        values = asdict(self)
+        return {name: values[name] if isinstance(values[name], str) else json.dumps(values[name]) for name in values}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, str]) -> VideoJob:
+        """Read a Redis hash back; fields that this version does not know are left out."""
+        values: dict[str, Any] = {}
+        for f in fields(cls):
+            if f.name in record:
+                values[f.name] = record[f.name] if f.name in _TEXT else json.loads(record[f.name])
+        values["request"] = VideoRequest.from_dict(values["request"])
+        values["output_keys"] = tuple(values["output_keys"])
+        values["status"] = JobStatus(values["status"])
+        values["outputs"] = tuple(Output(**output) for output in values.get("outputs", ()))
+        return cls(**values)
+
+
+_TEXT = {"id", "dialect", "owner", "status", "worker", "error_code", "error_message"}
+
+#: A job whose worker died is run again, but a job that kills its workers is not run for ever.
+MAX_ATTEMPTS = 3
+
+
+def new_job(
+    request: VideoRequest, *, dialect: str, owner: str, extensions: tuple[str, ...], vendor: dict[str, Any] | None = None
+) -> VideoJob:
+    """Return a queued job with a fresh id and the storage keys of its files.
+
+    Args:
+        request: complete, as `VideoRequest` says.
+        extensions: file name extensions of `request.outputs`, in their order.
+        vendor: see `VideoJob`.
+    """
+    job_id = str(uuid.uuid4())
+    keys = tuple(f"out/{job_id}/{n}.{extension}" for n, extension in enumerate(extensions))
+    return VideoJob(
+        id=job_id, dialect=dialect, owner=owner, request=request, output_keys=keys, vendor=vendor or {}, created_at=time.time()
+    )
+
+
+def with_vendor(job: VideoJob, **values: object) -> VideoJob:
+    """Return `job` with more vendor values."""
+    return replace(job, vendor={**job.vendor, **values})

@@ -1,0 +1,46 @@
+"""Signed links to stored files: whoever has the link may read the file until it expires, without an API key.
+
+Every vendor's client fetches result URLs without its key, so the link itself must be unguessable. The signature is
+HMAC-SHA256 over the key and the expiry, as in S3's presigned links (and like there, both are readable in the link).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from polyreel.storage import Storage
+
+
+@dataclass(frozen=True)
+class LinkSigner:
+    """Makes and checks links of the form `/files/{key}?exp={seconds}&sig={hex}`.
+
+    Args:
+        secret: 32 bytes, shared by all API processes.
+    """
+
+    secret: bytes
+
+    def _signature(self, key: str, expires_at: int) -> str:
+        return hmac.new(self.secret, f"v1\nGET\n{key}\n{expires_at}".encode(), hashlib.sha256).hexdigest()
+
+    def path(self, key: str, expires_at: float) -> str:
+        """Return the path and query of a link that is good until `expires_at` (seconds since the epoch)."""
+        whole = int(expires_at)
+        return f"/files/{quote(key)}?exp={whole}&sig={self._signature(key, whole)}"
+
+    def is_valid(self, key: str, exp: str, sig: str, now: float | None = None) -> bool:
+        """Return whether a link's parts belong together and have not expired."""
+        if not (exp.isascii() and exp.isdigit() and len(exp) <= 12 and sig.isascii()):
+            return False
+        good = hmac.compare_digest(self._signature(key, int(exp)), sig)
+        return good and int(exp) > (time.time() if now is None else now)
+
+
+def file_url(storage: Storage, signer: LinkSigner, base_url: str, key: str, expires_at: float) -> str:
+    """Return an absolute link to a stored (or future) file: the backend's own, or ours under `base_url`."""
+    return storage.url(key, expires_at) or base_url + signer.path(key, expires_at)

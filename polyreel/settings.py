@@ -1,0 +1,282 @@
+"""All settings, built once at the entrance of a process and passed on as an argument.
+
+Order of authority: command line > environment > secret files > YAML profile > default. A misspelt key in YAML or
+in the environment stops the start and suggests the right one. Nothing reads the environment at import.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
+
+from polyreel.catalogue import ServedModel
+from polyreel.errors import ConfigurationError, did_you_mean
+
+_KEY = re.compile(r"[!-+\--~][ !-+\--~]{14,}[!-+\--~]")  # 16 or more printable ASCII characters, no comma
+
+
+def default_state_dir() -> Path:
+    """Return the folder for queue, checkpoints and results when none is set (the XDG state folder)."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "polyreel"
+
+
+class Settings(BaseSettings):
+    """Every setting. Each line below is documented in `docs/settings.md`.
+
+    Args:
+        api_keys: owner name to key; from text as `name:key,name:key`, split at the first colon.
+        public_url: absolute base of the links in answers; None takes the request's own Host.
+        redis_url: Redis or Valkey to use; None starts an embedded Valkey in `state_dir`.
+        state_dir: folder for the embedded queue, tiny checkpoints, local results and secrets.
+        storage: URL of the result storage; None is the folder `results` in `state_dir`.
+        webhook_allow: hosts and CIDRs that webhooks may reach although they are not public.
+        host, port: where the API listens.
+        link_secret: signs result links; None makes one in `state_dir` (set it where machines share a bucket).
+        models: the catalogue.
+        dialects: each dialect's own settings, by dialect name; checked by the dialect itself.
+        device: torch device of the worker; "auto" is "cuda" if there is one, else "cpu".
+        threads: CPU threads of torch and of the encoders in a worker. One is fastest for tiny checkpoints on a
+            busy machine (two OpenMP threads on two busy cores ran 20 times slower) and pins the file bytes.
+        max_queued: unfinished jobs in all before new ones are refused.
+        max_body_bytes: longest request body that is read.
+        retention_s: how long a finished job and its files are kept, seconds.
+        job_timeout_s: longest time that one attempt may run, seconds.
+        drain_s: how long a stopping worker may finish its job, seconds; after that the job is handed back.
+        log_level: "debug", "info", "warning" or "error".
+        log_prompts: whether prompts may appear in logs.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="POLYREEL_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+    api_keys: Annotated[dict[str, SecretStr], NoDecode] = {}
+    public_url: str | None = None
+    redis_url: SecretStr | None = Field(None, validation_alias=AliasChoices("redis_url", "REDIS_URL"))
+    state_dir: Path = Field(default_factory=default_state_dir)
+    storage: str | None = None
+    webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    link_secret: SecretStr | None = None
+    models: dict[str, ServedModel] = {}
+    dialects: dict[str, dict[str, Any]] = {}  # Any: each dialect validates its own
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] = 1
+    max_queued: Annotated[int, Field(ge=1)] = 1000
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 2**20
+    retention_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
+    job_timeout_s: Annotated[int, Field(ge=1)] = 3600
+    drain_s: Annotated[float, Field(ge=0)] = 30.0
+    log_level: str = "info"
+    log_prompts: bool = False
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take the values as given: `load_settings` reads the sources itself, to know where each came from."""
+        return (init_settings,)
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        keys: dict[str, str] = {}
+        for pair in filter(None, (part.strip() for part in value.split(","))):
+            name, colon, key = pair.partition(":")
+            if not colon or not name.strip():
+                raise ValueError("write name:key,name:key (a name, a colon, the key)")
+            if name.strip() in keys:
+                raise ValueError(f"the name {name.strip()!r} comes twice")
+            keys[name.strip()] = key.strip()
+        return keys
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_are_long_enough(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, key in keys.items():
+            if not _KEY.fullmatch(key.get_secret_value()):
+                raise ValueError(f"the key of {name!r} must be 16 or more printable characters without a comma")
+        if len({key.get_secret_value() for key in keys.values()}) < len(keys):
+            raise ValueError("two names share one key; every owner needs a key of its own")
+        return keys
+
+    @field_validator("webhook_allow", mode="before")
+    @classmethod
+    def _split_list(cls, value: object) -> object:
+        return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("public_url")
+    @classmethod
+    def _absolute_without_slash(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s]+(/[^\s?#]*)?", value):
+            raise ValueError("write an absolute address such as https://video.example.com")
+        return value.rstrip("/") if value else None
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value not in ("debug", "info", "warning", "error"):
+            raise ValueError("use debug, info, warning or error")
+        return value
+
+    @property
+    def storage_url(self) -> str:
+        """The storage URL, with the local default filled in."""
+        return self.storage or f"file://{(self.state_dir / 'results').resolve()}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings, and for each field the place that its value came from (for `polyreel config show --origin`)."""
+
+    settings: Settings
+    origin: dict[str, str]
+
+
+def load_settings(config: str | None = None, **command_line: object) -> Loaded:
+    """Build the settings from every source.
+
+    Args:
+        config: path of a YAML file, or the name of a shipped profile ("tiny", "gpu", "team"); default "tiny".
+            The environment's `POLYREEL_CONFIG` stands in when it is None.
+        command_line: values given as flags; None means not given.
+
+    Raises:
+        ConfigurationError: names the setting, what is wrong and what would be right; never quotes a value.
+    """
+    _refuse_unknown_environment(os.environ)
+    profile = config or os.environ.get("POLYREEL_CONFIG") or "tiny"
+    secrets_dir = os.environ.get("POLYREEL_SECRETS_DIR") or "/run/secrets"
+    given = {name: value for name, value in command_line.items() if value is not None}
+    layers: list[tuple[str, dict[str, Any]]] = [(f"profile {profile}", read_profile(profile))]
+    if Path(secrets_dir).is_dir():
+        layers.append((f"secret files in {secrets_dir}", SecretsSettingsSource(Settings, secrets_dir=secrets_dir)()))
+    layers.append(("environment", _environment()))
+    layers.append(("command line", given))
+    merged: dict[str, Any] = {}
+    origin = dict.fromkeys(Settings.model_fields, "default")
+    for place, values in layers:
+        for name, value in values.items():
+            field = "redis_url" if name == "REDIS_URL" else name
+            merged[field] = _merge(merged.get(field), value)
+            origin[field] = place
+    try:
+        settings = Settings(**merged)
+    except ValidationError as err:
+        raise ConfigurationError(explain(err, origin)) from None
+    return Loaded(settings, origin)
+
+
+def _environment() -> dict[str, Any]:
+    try:
+        return EnvSettingsSource(Settings)()
+    except Exception as err:
+        raise ConfigurationError(f"environment: {err}") from None
+
+
+def read_profile(name_or_path: str) -> dict[str, Any]:
+    """Return a profile's values, with those of the profile that its `extends:` names underneath.
+
+    Raises:
+        ConfigurationError: no such profile or file, not YAML, or not a mapping.
+    """
+    shipped = files("configs")
+    names = sorted(entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
+    if name_or_path in names:
+        text = (shipped / f"{name_or_path}.yaml").read_text("utf-8")
+    else:
+        try:
+            text = Path(name_or_path).read_text("utf-8")
+        except OSError as err:
+            raise ConfigurationError(
+                f"--config {name_or_path}: {err.strerror}.{did_you_mean(name_or_path, names)} "
+                f"Give a YAML file or one of the shipped profiles: {', '.join(names)}."
+            ) from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise ConfigurationError(f"--config {name_or_path}: not valid YAML: {err}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"--config {name_or_path}: the file must be a mapping of settings.")
+    parent = values.pop("extends", None)
+    return _merge(read_profile(str(parent)), values) if parent else values
+
+
+def _merge(below: Any, above: Any) -> Any:
+    """Lay `above` over `below`, mapping by mapping; anything that is not a mapping is replaced."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return {key: _merge(below.get(key), above[key]) if key in above else below[key] for key in {**below, **above}}
+
+
+#: Names that configure the start itself and are no field of `Settings`.
+_START_VARIABLES = {"POLYREEL_CONFIG", "POLYREEL_SECRETS_DIR"}
+
+
+def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
+    """A misspelt variable would be ignored silently by pydantic-settings; stop the start instead."""
+    known = {f"POLYREEL_{name.upper()}" for name in Settings.model_fields if name != "redis_url"} | _START_VARIABLES
+    for name in sorted(environment):
+        if name.startswith("POLYREEL_") and name.split("__")[0] not in known:
+            raise ConfigurationError(
+                f"{name}: there is no such setting.{did_you_mean(name, known)} `polyreel config show` lists them all."
+            )
+
+
+def explain(err: ValidationError, origin: Mapping[str, str], prefix: str = "", known: type[BaseModel] = Settings) -> str:
+    """Return one line per problem: the setting, where its value came from, what is wrong, the nearest right name.
+
+    pydantic's own text would quote the value, and the value may be a key.
+    """
+    lines = []
+    for problem in err.errors(include_input=False, include_url=False):
+        where = ".".join([prefix, *map(str, problem["loc"])] if prefix else list(map(str, problem["loc"])))
+        top = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            hint = did_you_mean(str(problem["loc"][-1]), _names_at(known, problem["loc"][:-1]))
+            lines.append(f"{where}: there is no such setting.{hint} (from {origin.get(top, 'profile')})")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message} (from {origin.get(top, 'default')})")
+    return "\n".join(lines)
+
+
+def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Return the field names that are legal at `loc`, following nested models and mappings of models."""
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        if field is None:  # a key of a mapping: stay on the model of its values
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)

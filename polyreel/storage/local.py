@@ -1,0 +1,97 @@
+"""Results on a local disk or a mounted volume: `file:///folder`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from polyreel.errors import ConfigurationError, StorageFailed
+from polyreel.storage import Storage, check_key
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """Files under one folder; a file appears under its key complete or not at all."""
+
+    folder: Path
+
+    def path(self, key: str) -> Path:
+        """Return where `key` lies; the file may not exist.
+
+        Raises:
+            StorageFailed: the key is not one of ours.
+        """
+        return self.folder / check_key(key)
+
+    def put(self, source: Path, key: str) -> None:
+        """Copy next to the target, flush to disk, then rename: a reader or a crash never sees half a file."""
+        target = self.path(key)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source.open("rb") as reader, part.open("xb") as writer:
+                shutil.copyfileobj(reader, writer, 2**20)
+                writer.flush()
+                os.fsync(writer.fileno())
+            part.replace(target)
+            _sync_folder(target.parent)
+        except OSError as err:
+            with suppress(OSError):
+                part.unlink()
+            raise StorageFailed(f"The result could not be stored: {err.strerror}.") from err
+
+    def size(self, key: str) -> int | None:
+        """Return bytes, or None when there is no such file."""
+        try:
+            return self.path(key).stat().st_size
+        except OSError:
+            return None
+
+    def open(self, key: str) -> BinaryIO:
+        """Open for reading."""
+        try:
+            return self.path(key).open("rb")
+        except OSError as err:
+            raise StorageFailed("No such file.") from err
+
+    def delete(self, key: str) -> None:
+        """Remove the file if it is there."""
+        with suppress(FileNotFoundError):
+            self.path(key).unlink()
+
+    def url(self, key: str, expires_at: float) -> str | None:
+        """Return None: a disk has no web server, our `/files` route serves it."""
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _LocalKind:
+    name = "file"
+
+    def connect(self, url: str) -> Storage:
+        parts = urlsplit(url)
+        folder = Path(unquote(parts.path))
+        if parts.netloc or not folder.is_absolute():
+            raise ConfigurationError(f"storage: {url!r} must name an absolute folder: file:///var/lib/polyreel/results.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise ConfigurationError(f"storage: the folder {folder} cannot be made: {err.strerror}.") from err
+        return LocalStorage(folder)
+
+
+STORAGE = _LocalKind()

@@ -1,0 +1,52 @@
+"""Results in this process's memory, `memory:`: for tests that run the API and the worker in one process."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from polyreel.errors import StorageFailed
+from polyreel.storage import Storage, check_key
+
+
+@dataclass(frozen=True)
+class MemoryStorage:
+    """A dictionary of files."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def put(self, source: Path, key: str) -> None:
+        """Read the file whole and keep it."""
+        self.files[check_key(key)] = source.read_bytes()
+
+    def size(self, key: str) -> int | None:
+        """Return bytes, or None when there is no such file."""
+        content = self.files.get(check_key(key))
+        return None if content is None else len(content)
+
+    def open(self, key: str) -> BinaryIO:
+        """Open for reading."""
+        try:
+            return io.BytesIO(self.files[check_key(key)])
+        except KeyError as err:
+            raise StorageFailed("No such file.") from err
+
+    def delete(self, key: str) -> None:
+        """Remove the file if it is there."""
+        self.files.pop(check_key(key), None)
+
+    def url(self, key: str, expires_at: float) -> str | None:
+        """Return None: our `/files` route serves it."""
+        return None
+
+
+class _MemoryKind:
+    name = "memory"
+
+    def connect(self, url: str) -> Storage:
+        return MemoryStorage()
+
+
+STORAGE = _MemoryKind()
