@@ -1,0 +1,77 @@
+"""Tiny checkpoints, built where they are needed: no download, no GPU, the same bytes on every machine.
+
+`build("ltx", root)` gives a folder that loads like any other checkpoint. It is made once, under a lock, in a
+temporary folder that is renamed into place, so that any number of processes may ask at the same time and a killed
+one leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+from functools import cache
+from pathlib import Path
+
+from models._pipeline import silence_progress_bars
+from models.tiny import layouts
+from polyreel.errors import CheckpointUnavailable, did_you_mean
+
+#: Name in a catalogue entry ("tiny:ltx") -> function that makes the pipeline.
+TINY = {
+    "ltx": layouts.ltx,
+}
+
+_SOURCES = ("layouts.py", "unigram.json", "bpe.json")
+
+
+@cache
+def layout_version() -> str:
+    """Return 8 hex digits that change whenever what is built changes: a digest of the recipe itself.
+
+    Part of the folder's name, so that a new release builds anew beside a folder that an older one may be using.
+    """
+    digest = hashlib.sha256()
+    for source in _SOURCES:
+        digest.update((Path(__file__).parent / source).read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def build(name: str, root: Path) -> Path:
+    """Return the folder of a tiny checkpoint below `root`, making it if it is not there yet.
+
+    Args:
+        name: a key of `TINY`.
+        root: folder for the tiny checkpoints; made if missing. Takes about 3 MB per checkpoint.
+
+    Returns:
+        `root/NAME-VERSION`, in diffusers layout, complete.
+
+    Raises:
+        CheckpointUnavailable: there is no tiny checkpoint of this name, or `root` cannot be written.
+    """
+    if name not in TINY:
+        raise CheckpointUnavailable(
+            f"There is no tiny checkpoint {name!r}.{did_you_mean(name, TINY)} Known: {', '.join(TINY)}."
+        )
+    folder = root / f"{name}-{layout_version()}"
+    if folder.is_dir():
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the holder dies
+            if not folder.is_dir():
+                _build(name, folder)
+    except OSError as err:
+        raise CheckpointUnavailable(f"The tiny checkpoint {name} cannot be written to {root}: {err}.") from err
+    return folder
+
+
+def _build(name: str, folder: Path) -> None:
+    """Make the checkpoint; the caller holds the lock of `folder`."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a builder that was killed
+    silence_progress_bars()
+    TINY[name]().save_pretrained(unfinished, safe_serialization=True)
+    unfinished.rename(folder)
