@@ -1,0 +1,213 @@
+"""What the formats share: frames that are checked, files that are whole or absent, and ffmpeg as a child process.
+
+ffmpeg is the binary of imageio-ffmpeg, or the one that its variable IMAGEIO_FFMPEG_EXE names. Frames go to its
+stdin one by one, its errors go to an unnamed temporary file: a pipe would have to be read while frames are written,
+or both sides wait for each other. Should this process be killed, ffmpeg sees the end of its stdin and ends.
+
+This module does not know codecs: each format brings its own options. numpy and imageio-ffmpeg are imported where
+they are needed, because the API process lists the formats and has neither.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from math import isfinite
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from polyreel.errors import EncodingFailed
+from polyreel.request import OutputSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Seconds that one file may take; "best" WebM needs 0.15 s for a frame of 512x512.
+TIMEOUT_S = 600.0
+
+#: Encoder threads are part of the options, because H.264 bytes depend on their number. Four: on two cores as fast
+#: as two (11.6 and 13.0 ms a frame), and larger machines gain.
+THREADS = 4
+
+#: Metadata and encoder names vary with the build and the day; the same frames are to give the same bytes.
+REPRODUCIBLE = ("-map_metadata", "-1", "-flags:v", "+bitexact", "-fflags", "+bitexact")
+
+#: RGB becomes BT.709 with limited range, and the file says so: swscale's own choice for untagged RGB is BT.601,
+#: which players of HD material show with a green cast. ITU-R BT.709-6, section 3.
+BT709 = (
+    *("-vf", "scale=out_color_matrix=bt709:out_range=limited:flags=bicubic+accurate_rnd+full_chroma_int"),
+    *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
+)
+
+_STDERR_LINES = 5
+_STDERR_BYTES = 4096
+
+
+def check_frames(frames: np.ndarray) -> None:
+    """Refuse anything but uint8 frames of shape (num_frames, height, width, 3), at least one, none empty.
+
+    Raises:
+        EncodingFailed: names the dtype and shape that came.
+    """
+    is_rgb = frames.ndim == 4 and frames.shape[-1] == 3 and frames.size > 0
+    if not is_rgb or frames.dtype != "uint8":
+        raise EncodingFailed(
+            "Frames must be a uint8 array of shape (num_frames, height, width, 3) with at least one frame, "
+            f"got {frames.dtype} of shape {frames.shape}."
+        )
+
+
+def frame_rate(fps: float) -> Fraction:
+    """Return `fps` as the fraction that goes into a file: 23.976 is 2997/125, 24000 / 1001 is 24000/1001.
+
+    Below one frame per second the duration of a frame is rounded instead, so that a slow rate never becomes 0.
+
+    Raises:
+        EncodingFailed: `fps` is not a finite number above 0.
+    """
+    if not (isfinite(fps) and fps > 0):
+        raise EncodingFailed(f"fps must be a finite number above 0, got {fps}.")
+    if fps < 1:
+        return 1 / (1 / Fraction(fps)).limit_denominator(1001)
+    return Fraction(fps).limit_denominator(1001)
+
+
+def quality_options(table: Mapping[str, tuple[str, ...]], spec: OutputSpec) -> tuple[str, ...]:
+    """Return the row of `table` for `spec.quality`.
+
+    Raises:
+        EncodingFailed: the table has no such quality; names those that it has.
+    """
+    if spec.quality not in table:
+        raise EncodingFailed(f"quality of {spec.format} must be one of {', '.join(table)}, got {spec.quality[:50]}.")
+    return table[spec.quality]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[None]:
+    """Remove `path` when the block raises, so that a truncated file never looks finished.
+
+    Raises:
+        EncodingFailed: in place of an OSError (a full disk, a folder that is not there), which is chained.
+    """
+    try:
+        yield
+    except OSError as err:
+        _remove(path)
+        raise EncodingFailed(f"{path.name} could not be written: {err}") from err
+    except BaseException:
+        _remove(path)
+        raise
+
+
+def encode_raw(
+    frames: Iterable[bytes | memoryview],
+    options: Sequence[str],
+    path: Path,
+    *,
+    pix_fmt: str,
+    size: tuple[int, int],
+    rate: Fraction,
+    timeout_s: float = TIMEOUT_S,
+) -> None:
+    """Pipe raw frames through ffmpeg into `path`.
+
+    Args:
+        frames: the bytes of each frame, as rawvideo of `pix_fmt`; drawn one by one.
+        options: of the output, with `-f`, since the name of `path` says nothing.
+        path: written directly; removed when anything fails.
+        pix_fmt: ffmpeg's name of the layout of `frames`, e.g. "rgb24".
+        size: (width, height) in pixels.
+        rate: frames per second.
+        timeout_s: the child is killed after this many seconds.
+
+    Raises:
+        EncodingFailed: ffmpeg is missing, took too long, or ended with an error: its last lines are the message.
+    """
+    width, height = size
+    command = [
+        *(_executable(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y"),
+        *("-f", "rawvideo", "-pixel_format", pix_fmt, "-video_size", f"{width}x{height}", "-framerate", str(rate)),
+        *("-i", "pipe:0", "-fps_mode", "passthrough"),  # never duplicates or drops a frame
+        *options,
+        f"file:{path}",  # with the protocol, or a colon in the name would be taken for one
+    ]
+    with whole_file(path), tempfile.TemporaryFile() as stderr:
+        _run(command, frames, stderr, timeout_s)
+        if not path.is_file() or path.stat().st_size == 0:
+            raise EncodingFailed(f"ffmpeg wrote no {path.name}, although it reported no error.")
+
+
+def _run(command: list[str], frames: Iterable[bytes | memoryview], stderr: IO[bytes], timeout_s: float) -> None:
+    is_late = threading.Event()
+
+    def kill_late_child() -> None:
+        is_late.set()
+        child.kill()
+
+    with _start(command, stderr) as child:
+        timer = threading.Timer(timeout_s, kill_late_child)
+        timer.start()
+        try:
+            is_fed = _feed(child, frames)
+            child.wait()
+        finally:
+            timer.cancel()
+            child.kill()  # does nothing to a child that has ended
+            _close_stdin(child)
+    if is_late.is_set() and child.returncode != 0:
+        raise EncodingFailed(f"ffmpeg was stopped after {timeout_s:g} s.{_last_lines(stderr)}")
+    if child.returncode != 0 or not is_fed:
+        raise EncodingFailed(f"ffmpeg ended with code {child.returncode}.{_last_lines(stderr)}")
+
+
+def _start(command: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
+    except OSError as err:
+        raise EncodingFailed(f"ffmpeg could not be started: {err}") from err
+
+
+def _feed(child: subprocess.Popen[bytes], frames: Iterable[bytes | memoryview]) -> bool:
+    """Write every frame; False when the child stopped reading before the last."""
+    assert child.stdin is not None  # noqa: S101 – a pipe was asked for; this tells mypy
+    try:
+        for frame in frames:
+            child.stdin.write(frame)
+        child.stdin.close()
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def _close_stdin(child: subprocess.Popen[bytes]) -> None:
+    """Close what may hold a part of a frame for a child that is gone; `Popen.__exit__` would raise on it."""
+    with suppress(BrokenPipeError):
+        if child.stdin is not None:
+            child.stdin.close()
+
+
+def _last_lines(stderr: IO[bytes]) -> str:
+    end = stderr.seek(0, 2)
+    stderr.seek(max(0, end - _STDERR_BYTES))
+    lines = stderr.read().decode("utf-8", "replace").strip().splitlines()
+    return " " + " | ".join(lines[-_STDERR_LINES:]) if lines else " It said nothing."
+
+
+def _executable() -> str:
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        executable: str = get_ffmpeg_exe()
+    except RuntimeError as err:
+        raise EncodingFailed(f"No ffmpeg: {err}") from err
+    return executable
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # the folder may be the very thing that fails
+        path.unlink()

@@ -1,0 +1,67 @@
+"""ZIP of PNG: every frame without loss, for people who edit.
+
+A PNG is compressed already, so the archive only stores it. Level 1: level 6 takes three times as long (155 against
+48 ms for a grainy frame of 512x512) and saves 15 %.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from polyreel.formats import Format
+from polyreel.formats._ffmpeg import check_frames, whole_file
+from polyreel.request import OutputSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: The earliest time that a zip file can say: the same frames give the same bytes on any day.
+_DATE = (1980, 1, 1, 0, 0, 0)
+_PNG_LEVEL = 1
+_READABLE = 0o100644 << 16  # rw-r--r--, or unzip makes files that nobody may read
+_UNIX = 3  # else ZipInfo writes the system that it runs on
+
+
+class Zip:
+    """PNG files named frame_00000.png, frame_00001.png …"""
+
+    name = "zip"
+    media_type = "application/zip"
+    extension = "zip"
+
+    def encode(self, frames: np.ndarray, spec: OutputSpec, path: Path) -> None:
+        """Write `frames` to `path`; see `Format.encode`. One PNG is held in memory at a time.
+
+        Args:
+            frames: uint8, shape (num_frames, height, width, 3), RGB.
+            spec: neither fps nor quality has a meaning here.
+            path: where to write; removed again on failure.
+
+        Raises:
+            EncodingFailed: wrong frames, or the file could not be written.
+        """
+        check_frames(frames)
+        with whole_file(path), ZipFile(path, "w", ZIP_STORED) as archive:
+            for number, frame in enumerate(frames):
+                archive.writestr(_member(number), _png(frame))
+
+
+def _member(number: int) -> ZipInfo:
+    member = ZipInfo(f"frame_{number:05}.png", _DATE)
+    member.external_attr = _READABLE
+    member.create_system = _UNIX
+    return member
+
+
+def _png(frame: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "png", compress_level=_PNG_LEVEL)
+    return buffer.getvalue()
+
+
+FORMAT: Format = Zip()
