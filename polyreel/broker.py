@@ -7,6 +7,7 @@ ending with its parent, and losing no job when it is killed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -101,7 +102,7 @@ def start_embedded(state_dir: Path) -> EmbeddedBroker:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is for the supervisor, which ends the queue last
-        preexec_fn=_die_with_parent() if sys.platform == "linux" else None,  # noqa: PLW1509 one thread, no torch here
+        preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
     )
     broker = EmbeddedBroker(url, process)
     deadline = time.monotonic() + _START_S
@@ -123,7 +124,7 @@ def _socket_path(folder: Path) -> Path:
     short = Path(tempfile.gettempdir()) / f"polyreel-{os.getuid()}-{name}"
     short.mkdir(mode=0o700, exist_ok=True)
     if short.stat().st_uid != os.getuid() or short.stat().st_mode & 0o077:
-        raise ConfigurationError(f"state_dir: the folder {short} is not private to this user; choose a shorter state_dir.")
+        raise ConfigurationError(f"state_dir: the folder {short} is not private to this user; use a shorter state_dir.")
     return short / "redis.sock"
 
 
@@ -140,11 +141,8 @@ def _answers(url: str) -> bool:
 def _end_orphan(socket: Path, url: str) -> None:
     """End a server that outlived its supervisor (possible where there is no parent-death signal)."""
     if socket.exists() and _answers(url):
-        with redis.Redis.from_url(url, socket_timeout=5) as client:
-            try:
-                client.shutdown(save=False)  # the append-only file has everything already
-            except redis.ConnectionError:
-                pass
+        with redis.Redis.from_url(url, socket_timeout=5) as client, contextlib.suppress(redis.ConnectionError):
+            client.shutdown(save=False)  # the append-only file has everything already
         for _ in range(100):
             if not _answers(url):
                 break

@@ -49,5 +49,5 @@ def _publish(found: dict[str, Any], module: Any, attribute: str) -> None:
     if implementation is None:
         return
     if implementation.name in found:
-        raise ConfigurationError(f"{module.__name__} publishes {attribute} {implementation.name!r}, which exists already.")
+        raise ConfigurationError(f"{module.__name__} publishes {attribute} {implementation.name!r}, which exists.")
     found[implementation.name] = implementation

@@ -139,19 +139,31 @@ MAX_ATTEMPTS = 3
 
 
 def new_job(
-    request: VideoRequest, *, dialect: str, owner: str, extensions: tuple[str, ...], vendor: dict[str, Any] | None = None
+    request: VideoRequest,
+    *,
+    dialect: str,
+    owner: str,
+    extensions: tuple[str, ...],
+    vendor: dict[str, Any] | None = None,
 ) -> VideoJob:
     """Return a queued job with a fresh id and the storage keys of its files.
 
     Args:
         request: complete, as `VideoRequest` says.
-        extensions: file name extensions of `request.outputs`, in their order.
+        extensions: file name extensions of `request.outputs`, in their order, each once.
         vendor: see `VideoJob`.
     """
     job_id = str(uuid.uuid4())
-    keys = tuple(f"out/{job_id}/{n}.{extension}" for n, extension in enumerate(extensions))
+    # The file is called after the job: ModelsLab's `file_prefix` is documented as the base name of its link.
+    keys = tuple(f"out/{job_id}/{job_id}.{extension}" for extension in extensions)
     return VideoJob(
-        id=job_id, dialect=dialect, owner=owner, request=request, output_keys=keys, vendor=vendor or {}, created_at=time.time()
+        id=job_id,
+        dialect=dialect,
+        owner=owner,
+        request=request,
+        output_keys=keys,
+        vendor=vendor or {},
+        created_at=time.time(),
     )
 
 

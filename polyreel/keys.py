@@ -13,7 +13,6 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from polyreel.errors import ConfigurationError, InvalidKey, MissingKey
 from polyreel.secret_files import read_or_make

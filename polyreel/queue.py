@@ -9,6 +9,7 @@ Seam: one RQ queue for all models. Queues per model, their order and shared batc
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import redis
@@ -80,35 +81,30 @@ class Queue:
             failure_ttl=86400,
             description=job_id,
         )
-        try:
+        with contextlib.suppress(DuplicateJobError):
             # unique: one Lua step, so that a retried write whose reply was lost does not enqueue twice
             self._rq.enqueue_job(entry, unique=True)
-        except DuplicateJobError:
-            pass
 
-    def requeue(self, stored: StoredJob, *, counted: bool = True) -> bool:
-        """Take a job from the worker that has it and enqueue it again, or fail it after `MAX_ATTEMPTS`.
+    def requeue(self, stored: StoredJob) -> bool:
+        """Take a job from the dead worker that has it and enqueue it again, or fail it after `MAX_ATTEMPTS`.
 
         Args:
             stored: as just read; a job that moved on since is left alone.
-            counted: False when the worker hands it back in good order.
 
         Returns:
             True when it waits for a worker again.
         """
-        if counted and stored.job.attempts >= MAX_ATTEMPTS:
+        if stored.job.attempts >= MAX_ATTEMPTS:
             self.records.give_up(stored)
             return False
-        if not self.records.release(stored.job.id, stored.fence, counted=counted):
+        if not self.records.release(stored.job.id, stored.fence, counted=True):
             return False
         self._replace_entry(stored.job.id)
         return True
 
     def _replace_entry(self, job_id: str) -> None:
-        try:
+        with contextlib.suppress(NoSuchJobError):
             Job.fetch(job_id, connection=self._rq.connection, serializer=JSONSerializer).delete()
-        except NoSuchJobError:
-            pass
         self._enqueue(job_id)
 
     def reconcile(self, now: float | None = None) -> list[str]:

@@ -17,7 +17,7 @@ their own. Here a dead worker is known by its missing heartbeat.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +126,7 @@ def redis_errors() -> Iterator[None]:
 
 
 def patient_retry() -> Retry:
-    """Return the retry rule of a worker: about two minutes, because its result must not be lost to a restart of Redis."""
+    """Return the retry rule of a worker: about two minutes, so that no result is lost to a restart of Redis."""
     return Retry(ExponentialWithJitterBackoff(base=0.05, cap=2.0), 60)
 
 
@@ -156,8 +156,8 @@ def job_key(job_id: str) -> str:
     return f"polyreel:job:{job_id}"
 
 
-def parse(record: dict[str, str]) -> StoredJob | None:
-    """Read a record hash; None when there is none."""
+def parse(record: Mapping[Any, Any]) -> StoredJob | None:
+    """Read a record hash; None when there is none. Any: redis-py types keys and values as bytes or text."""
     if "request" not in record:
         return None
     return StoredJob(
@@ -198,7 +198,7 @@ class Records:
         return parse(self.client.hgetall(job_key(job_id)))
 
     def claim(self, job_id: str, worker: str, now: float) -> int:
-        """Give an unclaimed, unfinished job to `worker`; return the fence to write with, or 0 when it is not to be had."""
+        """Give an unclaimed, open job to `worker`; return the fence to write with, or 0 when it is not to be had."""
         return int(self._claim(keys=[job_key(job_id)], args=[worker, now]))
 
     def advance(self, job_id: str, fence: int | None, status: JobStatus, **fields: object) -> bool:
@@ -273,4 +273,3 @@ def estimate_s(job: VideoJob, mean_s: float | None, ahead: int) -> int:
 def hidden_from(stored: StoredJob | None, owner: str) -> bool:
     """Return whether `owner` must not learn of this record: it is not there, or somebody else's."""
     return stored is None or stored.job.owner != owner
-

@@ -54,6 +54,7 @@ class Settings(BaseSettings):
         device: torch device of the worker; "auto" is "cuda" if there is one, else "cpu".
         threads: CPU threads of torch and of the encoders in a worker. One is fastest for tiny checkpoints on a
             busy machine (two OpenMP threads on two busy cores ran 20 times slower) and pins the file bytes.
+        resident_models: pipelines that a worker keeps loaded; the least recently used goes first.
         max_queued: unfinished jobs in all before new ones are refused.
         max_body_bytes: longest request body that is read.
         retention_s: how long a finished job and its files are kept, seconds.
@@ -85,6 +86,7 @@ class Settings(BaseSettings):
     dialects: dict[str, dict[str, Any]] = {}  # Any: each dialect validates its own
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
+    resident_models: Annotated[int, Field(ge=1)] = 1
     max_queued: Annotated[int, Field(ge=1)] = 1000
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 2**20
     retention_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
@@ -253,7 +255,9 @@ def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
             )
 
 
-def explain(err: ValidationError, origin: Mapping[str, str], prefix: str = "", known: type[BaseModel] = Settings) -> str:
+def explain(
+    err: ValidationError, origin: Mapping[str, str], prefix: str = "", known: type[BaseModel] = Settings
+) -> str:
     """Return one line per problem: the setting, where its value came from, what is wrong, the nearest right name.
 
     pydantic's own text would quote the value, and the value may be a key.

@@ -161,8 +161,10 @@ def _run(command: list[str], frames: Iterable[bytes | memoryview], stderr: IO[by
             _close_stdin(child)
     if is_late.is_set() and child.returncode != 0:
         raise EncodingFailed(f"ffmpeg was stopped after {timeout_s:g} s.{_last_lines(stderr)}")
-    if child.returncode != 0 or not is_fed:
+    if child.returncode != 0:
         raise EncodingFailed(f"ffmpeg ended with code {child.returncode}.{_last_lines(stderr)}")
+    if not is_fed:
+        raise EncodingFailed(f"ffmpeg ended with code 0 before the last frame.{_last_lines(stderr)}")
 
 
 def _start(command: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -86,7 +86,9 @@ class _LocalKind:
         parts = urlsplit(url)
         folder = Path(unquote(parts.path))
         if parts.netloc or not folder.is_absolute():
-            raise ConfigurationError(f"storage: {url!r} must name an absolute folder: file:///var/lib/polyreel/results.")
+            raise ConfigurationError(
+                f"storage: {url!r} must name an absolute folder: file:///var/lib/polyreel/results."
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:

@@ -1,0 +1,161 @@
+"""The command `polyreel`. Knows the other packages only by the names of their processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
+
+from polyreel import __version__
+from polyreel.errors import ConfigurationError
+from polyreel.processes import command
+from polyreel.settings import Loaded, Settings, load_settings
+
+app = typer.Typer(
+    name="polyreel",
+    help="Self-hosted text-to-video server that answers in the API dialects teams already call.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="A YAML file, or a shipped profile: tiny (default), gpu, team.")
+]
+StateDirOption = Annotated[
+    Path | None, typer.Option("--state-dir", help="Folder for the queue, tiny checkpoints, results and secrets.")
+]
+HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on (default 127.0.0.1).")]
+PortOption = Annotated[int | None, typer.Option("--port", help="Port to listen on (default 8000).")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="torch device: auto, cpu, cuda, cuda:1 …")]
+
+
+@app.command()
+def up(
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+) -> None:
+    """Start everything: queue, API and a worker, supervised, until Ctrl-C."""
+    import setproctitle
+
+    from polyreel.supervisor import Supervisor
+
+    settings = load_settings(config, state_dir=state_dir, host=host, port=port).settings
+    setproctitle.setproctitle("polyreel up")
+    raise typer.Exit(Supervisor(settings, _flags(config=config, state_dir=state_dir)).run())
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+) -> None:
+    """Start the API alone; it needs REDIS_URL."""
+    _become("serve", _flags(config=config, state_dir=state_dir, host=host, port=port))
+
+
+@app.command()
+def worker(config: ConfigOption = None, state_dir: StateDirOption = None, device: DeviceOption = None) -> None:
+    """Start a worker alone; it needs REDIS_URL."""
+    _become("worker", _flags(config=config, state_dir=state_dir, device=device))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the video shows.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write: .mp4, .gif, .webm or .zip.")],
+    model: Annotated[str | None, typer.Option(help="A catalogue name or any public name; default: the first.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames; default: the model's.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; default: the model's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; default: the model's.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second; default: the model's.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the model's.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same file; default: drawn and printed.")] = None,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Make one video here and now, without a server."""
+    values = dict(locals())
+    flags = _flags(**{name: value for name, value in values.items() if name != "prompt"})
+    _become("generate", [*flags, "--", prompt])
+
+
+@app.command()
+def models(config: ConfigOption = None) -> None:
+    """List what is served, and under which names."""
+    table = Table("model", "family", "checkpoint", "names", box=None, padding=(0, 2, 0, 0))
+    for name, entry in load_settings(config).settings.models.items():
+        names = [f"{dialect}: {', '.join(public)}" for dialect, public in entry.names.items()]
+        table.add_row(name, entry.family, entry.checkpoint, "\n".join(names))
+    Console().print(table)
+
+
+@config_app.command("show")
+def config_show(
+    config: ConfigOption = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+) -> None:
+    """Print the settings that a start would use; secrets are hidden."""
+    loaded = load_settings(config)
+    table = Table("setting", "value", *(["from"] if origin else []), box=None, padding=(0, 2, 0, 0))
+    for name in Settings.model_fields:
+        row = [name, _shown(loaded, name)]
+        table.add_row(*row, *([loaded.origin[name]] if origin else []))
+    Console().print(table)
+
+
+def _shown(loaded: Loaded, name: str) -> str:
+    value = getattr(loaded.settings, name)
+    if name == "models":
+        return ", ".join(value)
+    if name == "api_keys":
+        return ", ".join(f"{owner}:***" for owner in value) or "-"
+    if isinstance(value, SecretStr):
+        return "***"
+    return "-" if value in (None, (), {}) else str(value)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"polyreel {__version__}")
+        raise typer.Exit
+
+
+def _flags(**values: object) -> list[str]:
+    """Return command line flags for the values that were given."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _become(process: str, arguments: list[str]) -> None:
+    """Replace this process with one of ours, so that signals and exit codes are its own."""
+    words = command(process, arguments)
+    sys.stdout.flush()
+    os.execv(words[0], words)  # noqa: S606 our own interpreter, no shell
+
+
+def main() -> None:
+    """Run the command line; a wrong setting is a message and exit code 2, never a traceback."""
+    try:
+        app()
+    except ConfigurationError as err:
+        print(f"polyreel: {err}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)

@@ -1,0 +1,38 @@
+"""What every process of the server does at its start: a readable name in `ps`, and an end when its parent ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+import setproctitle
+
+#: The module that each process runs; the core starts them by name because it imports neither.
+PROCESS_MODULES = {"serve": "server", "worker": "workers", "generate": "workers.generate"}
+
+
+def command(process: str, arguments: list[str]) -> list[str]:
+    """Return the argument list that starts a process of ours.
+
+    `-P` keeps the working directory off the module path, where a folder called `models/` would hide ours.
+    """
+    return [sys.executable, "-P", "-m", PROCESS_MODULES[process], *arguments]
+
+
+def start_as(title: str, parent: int | None) -> None:
+    """Name this process and tie its life to its parent's.
+
+    Args:
+        title: shown by `ps`, e.g. "polyreel worker --device cpu".
+        parent: process id of the supervisor, None when started by hand. If it is gone already, this process ends.
+    """
+    setproctitle.setproctitle(title)
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(0)

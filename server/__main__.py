@@ -1,0 +1,71 @@
+"""`polyreel serve`: the API process, and the greeting that says how to use it."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from pathlib import Path
+
+from polyreel.errors import ConfigurationError
+from polyreel.processes import start_as
+
+#: After SIGTERM, how long answers in progress may take, seconds. Without a limit one open stream holds it forever.
+_GRACE_S = 10
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until told to stop; return the exit code (0 stopped, 2 wrong settings)."""
+    parser = argparse.ArgumentParser(prog="polyreel serve")
+    parser.add_argument("--config")
+    parser.add_argument("--state-dir", type=Path)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    start_as("polyreel serve", options.parent)
+    try:
+        return _serve(options)
+    except ConfigurationError as err:
+        print(f"polyreel serve: {err}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import uvicorn
+
+    from polyreel.keys import load_keys
+    from polyreel.logs import configure_logs
+    from polyreel.settings import load_settings
+    from server.app import create_app
+    from server.greeting import greeting
+
+    settings = load_settings(options.config, state_dir=options.state_dir, host=options.host, port=options.port).settings
+    configure_logs(settings.log_level, "serve")
+    keys, new_key = load_keys(settings)
+    app = create_app(settings, keys)
+    listener = _listen(settings.host, settings.port)
+    print(greeting(settings, listener.getsockname()[1], new_key), flush=True)  # noqa: T201
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False, lifespan="on"
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before anything else runs, so that a taken port is a message and not a crash loop."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as err:
+        raise ConfigurationError(
+            f"host, port: cannot listen on {host}:{port}: {err.strerror}. Choose another: polyreel up --port 8001."
+        ) from None
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Wires the API: discovers the dialects, gives them their services, and renders every error in its own dialect.
+
+Importing this module needs no configuration and no Redis; `create_app(settings)` does the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+import polyreel
+from polyreel.catalogue import Catalogue
+from polyreel.errors import ConfigurationError, MethodNotAllowed, PolyreelError, UnknownRoute, did_you_mean
+from polyreel.keys import ApiKeys
+from polyreel.links import LinkSigner
+from polyreel.queue import Queue
+from polyreel.secret_files import read_or_make
+from polyreel.settings import Settings, explain
+from polyreel.storage import Storage, connect_storage
+from server import files, health
+from server.dialects import Dialect, dialects
+from server.services import Services, connect_reader
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = None) -> FastAPI:
+    """Return the API.
+
+    Args:
+        settings: with `redis_url` set; Redis need not answer yet.
+        keys: who may use it.
+        storage: instead of the one that the settings name (tests).
+
+    Raises:
+        ConfigurationError: a dialect's section is wrong, or no Redis is named.
+    """
+    if settings.redis_url is None:
+        raise ConfigurationError(
+            "redis_url: the API needs REDIS_URL; `polyreel up` starts an embedded queue by itself."
+        )
+    url = settings.redis_url.get_secret_value()
+    secret = settings.link_secret.get_secret_value().encode() if settings.link_secret else None
+    shared = Services(
+        settings=settings,
+        catalogue=Catalogue(settings.models),
+        keys=keys,
+        storage=storage or connect_storage(settings.storage_url),
+        signer=LinkSigner(secret or read_or_make(settings.state_dir / "link-secret")),
+        queue=Queue(
+            url,
+            retention_s=settings.retention_s,
+            max_open=settings.max_queued,
+            job_timeout_s=settings.job_timeout_s,
+            patient=False,
+        ),
+        reader=connect_reader(url),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await shared.reader.aclose()
+
+    app = FastAPI(title="Polyreel", version=polyreel.__version__, lifespan=lifespan, redirect_slashes=False)
+    app.state.services = shared
+    app.state.dialect_settings = _dialect_settings(settings)
+    app.include_router(health.router)
+    app.include_router(files.router)
+    for dialect in dialects().values():
+        app.include_router(dialect.router)
+    app.add_exception_handler(PolyreelError, _render)
+    app.add_exception_handler(HTTPException, _render_framework_error)
+    app.add_exception_handler(Exception, _render_crash)
+    return app
+
+
+def _dialect_settings(settings: Settings) -> dict[str, BaseModel]:
+    """Check each dialect's own section under `dialects:`."""
+    unknown = set(settings.dialects) - set(dialects())
+    if unknown:
+        name = sorted(unknown)[0]
+        raise ConfigurationError(
+            f"dialects.{name}: no such dialect.{did_you_mean(name, dialects())} Known: {', '.join(dialects())}."
+        )
+    checked = {}
+    for name, dialect in dialects().items():
+        try:
+            checked[name] = dialect.settings.model_validate(settings.dialects.get(name, {}))
+        except ValidationError as err:
+            raise ConfigurationError(explain(err, {}, f"dialects.{name}", dialect.settings)) from None
+    return checked
+
+
+def dialect_of(path: str) -> Dialect | None:
+    """Return the dialect whose prefix matches `path` best, or None."""
+    matches = [
+        (len(prefix), dialect)
+        for dialect in dialects().values()
+        for prefix in dialect.prefixes
+        if path.startswith(prefix)
+    ]
+    return max(matches, key=lambda match: match[0])[1] if matches else None
+
+
+async def _render(request: Request, err: Exception) -> Response:
+    assert isinstance(err, PolyreelError)  # noqa: S101 Starlette calls a handler only for its own class
+    dialect = dialect_of(request.url.path)
+    if dialect is None:
+        return JSONResponse({"error": err.message}, status_code=404 if isinstance(err, UnknownRoute) else 400)
+    return dialect.render_error(err, request.app.state.dialect_settings[dialect.name])
+
+
+async def _render_framework_error(request: Request, err: Exception) -> Response:
+    """Starlette's own 404 and 405 in the dialect of their path."""
+    assert isinstance(err, HTTPException)  # noqa: S101
+    if err.status_code == 405:
+        allowed = (err.headers or {}).get("Allow", "another method")
+        response = await _render(
+            request, MethodNotAllowed(f"{request.method} is not allowed for {request.url.path}; use {allowed}.")
+        )
+        response.headers["Allow"] = allowed
+        return response
+    return await _render(request, UnknownRoute(f"There is nothing at {request.method} {request.url.path[:200]}."))
+
+
+async def _render_crash(request: Request, err: Exception) -> Response:
+    """A bug: the client learns that it happened, the log says where. Starlette logs the traceback by re-raising."""
+    log.error("request crashed", path=request.url.path, error=type(err).__name__)
+    return await _render(
+        request, PolyreelError("The server made a mistake with this request; its operator has a log of it.")
+    )

@@ -1,0 +1,59 @@
+"""`GET /files/{key}`: serves a stored file to whoever holds its signed link. HEAD and Range work as players expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from polyreel.errors import StorageFailed
+from polyreel.formats import formats
+from polyreel.storage import Storage
+from polyreel.storage.local import LocalStorage
+from server.services import services
+
+router = APIRouter()
+
+_CHUNK = 256 * 1024
+
+
+@router.api_route("/files/{key:path}", methods=["GET", "HEAD"])
+async def get_file(request: Request, key: str, exp: str = "", sig: str = "") -> Response:
+    """Serve a file: 403 for a link that is altered or has expired, 404 while the file does not exist (yet)."""
+    shared = services(request)
+    if not shared.signer.is_valid(key, exp, sig):
+        return JSONResponse({"error": "This link is not valid, or has expired."}, status_code=403)
+    try:
+        return await run_in_threadpool(_respond, request, shared.storage, key)
+    except StorageFailed:
+        return JSONResponse({"error": "The file is not there yet, or not any more."}, status_code=404)
+
+
+def _respond(request: Request, storage: Storage, key: str) -> Response:
+    headers = {
+        "Content-Disposition": "inline",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "private, max-age=3600",
+    }
+    size = storage.size(key)
+    if size is None:
+        raise StorageFailed("No such file.")
+    if isinstance(storage, LocalStorage):
+        return FileResponse(storage.path(key), media_type=_media_type(key), headers=headers)
+    headers["Content-Length"] = str(size)
+    content = iter(()) if request.method == "HEAD" else _chunks(storage.open(key))
+    return StreamingResponse(content, media_type=_media_type(key), headers=headers)
+
+
+def _media_type(key: str) -> str:
+    extension = key.rpartition(".")[2]
+    return next((f.media_type for f in formats().values() if f.extension == extension), "application/octet-stream")
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(_CHUNK):
+            yield chunk

@@ -1,0 +1,60 @@
+"""What an operator reads first: the address, the key (once), and one curl line per dialect that works as it stands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from polyreel.settings import Settings
+from server.dialects import Example, dialects
+
+#: Stands in the curl lines when the key is the operator's own, which is never printed.
+_YOUR_KEY = "$POLYREEL_KEY"
+
+
+def greeting(settings: Settings, port: int, new_key: str | None) -> str:
+    """Return the first lines of output.
+
+    Args:
+        port: the one really listened on.
+        new_key: text of a key that was made just now; None when keys were configured or made before.
+    """
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base = settings.public_url or f"http://{host}:{port}"
+    lines = [f"Polyreel listens on {base}"]
+    if new_key:
+        lines.append(f"API key (shown this once): {new_key}")
+    elif settings.api_keys:
+        lines.append(f"API keys: those of {', '.join(settings.api_keys)}, as configured")
+    else:
+        lines.append(
+            "API key: the one shown at the first start "
+            f"(lost it? delete {settings.state_dir / 'local-key.json'} and start again, or set POLYREEL_API_KEYS)"
+        )
+    lines.append(f"Models: {', '.join(settings.models)} (loaded when first used; {base}/ready says when jobs can run)")
+    for name, dialect in sorted(dialects().items()):
+        lines += ["", f"# {name}: {dialect.example.title}", curl_line(dialect.example, base, new_key or _YOUR_KEY)]
+    return "\n".join(lines) + "\n"
+
+
+def curl_line(example: Example, base_url: str, key: str) -> str:
+    """Return a command that sends `example`; a `$NAME` key stays open for the shell."""
+    body = json.dumps(example.body, ensure_ascii=False)
+    parts = [f"curl -sS -X {example.method} {shlex.quote(base_url + example.path)}"]
+    parts += [f"-H {_quoted(f'{name}: {value}', key)}" for name, value in example.headers.items()]
+    parts.append(f"-d {_quoted(body, key)}")
+    if example.saves_to:
+        parts.append(f"-o {example.saves_to}")
+    return " ".join(parts)
+
+
+def _quoted(text: str, key: str) -> str:
+    """Quote for the shell, leaving a variable that stands for the key outside the single quotes."""
+    if not key.startswith("$"):
+        return shlex.quote(text.replace("{key}", key))
+    return "".join(f'"{key}"' if part == "{key}" else shlex.quote(part) for part in _split(text) if part)
+
+
+def _split(text: str) -> list[str]:
+    before, found, after = text.partition("{key}")
+    return [before, found, after]

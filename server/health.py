@@ -1,0 +1,43 @@
+"""`GET /health` (the API lives; no I/O) and `GET /ready` (jobs can be taken), both without a key."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from polyreel.errors import QueueUnavailable
+from server.services import services
+
+router = APIRouter()
+
+
+@router.get("/health", response_class=PlainTextResponse)
+async def health() -> str:
+    """Answer while the process lives, whatever becomes of Redis and the workers."""
+    return "Ok"
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """Answer 200 when Redis answers and a live worker can take jobs, else 503 with the reasons."""
+    try:
+        workers = await services(request).workers()
+    except QueueUnavailable as err:
+        return JSONResponse({"ready": False, "reasons": [err.message]}, status_code=503, headers={"Retry-After": "2"})
+    models = sorted({str(model) for about in workers for model in _list(about.get("models"))})
+    reasons = []
+    if not workers:
+        reasons.append("No worker is running (it may still be starting): polyreel worker, or polyreel up.")
+    elif not models:
+        reasons += [f"{model}: {why}" for about in workers for model, why in _dict(about.get("unavailable")).items()]
+    if reasons:
+        return JSONResponse({"ready": False, "reasons": reasons}, status_code=503, headers={"Retry-After": "2"})
+    return JSONResponse({"ready": True, "workers": len(workers), "models": models})
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _dict(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}

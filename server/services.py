@@ -1,0 +1,153 @@
+"""What the routes of every dialect share: settings, catalogue, queue, results, keys. One per API process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from dataclasses import dataclass
+
+import redis.asyncio
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from polyreel.catalogue import Catalogue
+from polyreel.errors import UnknownJob
+from polyreel.formats import formats
+from polyreel.job import VideoJob, new_job
+from polyreel.keys import ApiKeys
+from polyreel.links import LinkSigner, file_url
+from polyreel.queue import Queue
+from polyreel.records import (
+    BRIEF_TIMEOUTS,
+    OPEN,
+    SECONDS,
+    WORKER_PREFIX,
+    StoredJob,
+    brief_retry,
+    estimate_s,
+    hidden_from,
+    job_key,
+    parse,
+    redis_errors,
+)
+from polyreel.request import VideoRequest
+from polyreel.settings import Settings
+from polyreel.storage import Storage
+
+#: How often a waiting route looks at the record, seconds; a look costs well under a millisecond.
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Services:
+    """The API's side of the core. Nothing here blocks the event loop.
+
+    Args:
+        queue: None until Redis is configured (`import server.app` needs no Redis).
+        reader: asynchronous client for polls.
+    """
+
+    settings: Settings
+    catalogue: Catalogue
+    keys: ApiKeys
+    storage: Storage
+    signer: LinkSigner
+    queue: Queue
+    reader: redis.asyncio.Redis
+
+    async def submit(
+        self, request: VideoRequest, *, dialect: str, owner: str, vendor: dict[str, object] | None = None
+    ) -> StoredJob:
+        """Acknowledge a job: once this returns, it will run.
+
+        Raises:
+            TooManyJobs, QueueUnavailable: nothing was acknowledged.
+        """
+        extensions = tuple(formats()[output.format].extension for output in request.outputs)
+        job = new_job(request, dialect=dialect, owner=owner, extensions=extensions, vendor=dict(vendor or {}))
+        return await run_in_threadpool(self.queue.submit, job)
+
+    async def get(self, job_id: str, owner: str) -> StoredJob:
+        """Return a record of this owner by uuid, or by its whole number.
+
+        Raises:
+            UnknownJob: there is none, or it is somebody else's: both read the same.
+        """
+        with redis_errors():
+            if job_id.isascii() and job_id.isdigit() and len(job_id) <= 19:
+                job_id = str(await self.reader.get(f"polyreel:number:{job_id}") or "")
+            stored = parse(await self.reader.hgetall(job_key(job_id))) if _is_uuid(job_id) else None
+        if stored is None or hidden_from(stored, owner):
+            raise UnknownJob("No job has this id.")
+        return stored
+
+    async def wait(self, job_id: str, owner: str, timeout_s: float) -> StoredJob:
+        """Return the record as soon as the job has ended, or as it is after `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            stored = await self.get(job_id, owner)
+            if stored.job.status.is_terminal or time.monotonic() >= deadline:
+                return stored
+            await asyncio.sleep(POLL_S)
+
+    async def eta_s(self, job: VideoJob) -> int:
+        """Return the estimated whole seconds until `job` ends, 0 when it has."""
+        if job.status.is_terminal:
+            return 0
+        with redis_errors():
+            ahead = await self.reader.zcount(OPEN, "-inf", f"({job.created_at}")
+            mean = await self.reader.hget(SECONDS, job.request.model)
+        return estimate_s(job, float(mean) if mean else None, ahead)
+
+    async def workers(self) -> list[dict[str, object]]:
+        """Return what each live worker says of itself."""
+        with redis_errors():
+            names = [key async for key in self.reader.scan_iter(f"{WORKER_PREFIX}*", count=1000)]
+            said = await self.reader.mget(names) if names else []
+        return [json.loads(text) for text in said if text]
+
+    def base_url(self, request: Request) -> str:
+        """Return the absolute base of the links in answers, without a slash at the end."""
+        return self.settings.public_url or f"{request.url.scheme}://{request.url.netloc}"
+
+    def link(self, base_url: str, key: str, expires_at: float) -> str:
+        """Return an absolute link to a stored or future file, good until `expires_at`."""
+        return file_url(self.storage, self.signer, base_url, key, expires_at)
+
+    async def read(self, key: str) -> bytes:
+        """Return a stored file whole.
+
+        Raises:
+            StorageFailed: it is not there.
+        """
+
+        def read() -> bytes:
+            with self.storage.open(key) as file:
+                return file.read()
+
+        return await run_in_threadpool(read)
+
+
+def connect_reader(url: str) -> redis.asyncio.Redis:
+    """Return the client for polls."""
+    return redis.asyncio.Redis.from_url(url, decode_responses=True, retry=_async_retry(), **BRIEF_TIMEOUTS)
+
+
+def _async_retry() -> redis.asyncio.retry.Retry:
+    brief = brief_retry()
+    return redis.asyncio.retry.Retry(brief._backoff, 1)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def services(request: Request) -> Services:
+    """Return the services of the app that serves `request`."""
+    found: Services = request.app.state.services
+    return found

@@ -1,0 +1,232 @@
+"""Fixtures that every part of the suite shares: a real Valkey, an API over it, and a whole live server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import pytest
+import redis
+
+from polyreel.broker import EmbeddedBroker, start_embedded
+from polyreel.catalogue import Catalogue
+from polyreel.job import JobStatus, Output, VideoJob
+from polyreel.keys import ApiKeys, load_keys
+from polyreel.records import Records, StoredJob, connect
+from polyreel.settings import Settings, load_settings
+from polyreel.storage.local import LocalStorage
+from server.app import create_app
+
+#: Two owners of the servers under test.
+KEY, OTHER_KEY = "alice-key-0123456789", "bob-key-0123456789ab"
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A developer's own environment must not reach the tests, nor the tests the developer's state folder."""
+    for name in list(os.environ):
+        if name.startswith("POLYREEL_") or name == "REDIS_URL":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """A real Valkey on a unix socket."""
+    broker = start_embedded(tmp_path_factory.mktemp("valkey"))
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def redis_url(broker: EmbeddedBroker) -> str:
+    """The URL of an empty Valkey."""
+    with redis.Redis.from_url(broker.url) as client:
+        client.flushall()
+    return broker.url
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    """The tiny profile with two API keys."""
+    return load_settings(
+        redis_url=redis_url, state_dir=tmp_path / "state", api_keys=f"alice:{KEY},bob:{OTHER_KEY}"
+    ).settings
+
+
+@pytest.fixture
+def records(settings: Settings) -> Iterator[Records]:
+    """Job records, as a worker writes them."""
+    assert settings.redis_url is not None
+    client = connect(settings.redis_url.get_secret_value(), patient=False)
+    yield Records(client, settings.retention_s)
+    client.close()
+
+
+@pytest.fixture
+def keys(settings: Settings) -> ApiKeys:
+    """The keys of `settings`."""
+    return load_keys(settings)[0]
+
+
+@pytest.fixture
+def catalogue(settings: Settings) -> Catalogue:
+    """The tiny profile's catalogue."""
+    return Catalogue(settings.models)
+
+
+@dataclass
+class Api:
+    """An API under test, without a worker: `finish` and `fail` play the worker's part in the records.
+
+    Attributes:
+        http: calls the app in process; `base_url` is http://api.test.
+        storage: where results go.
+    """
+
+    http: httpx2.AsyncClient
+    records: Records
+    storage: LocalStorage
+    scratch: Path
+    key: str = KEY
+    other_key: str = OTHER_KEY
+    jobs: list[str] = field(default_factory=list)
+
+    def newest(self) -> StoredJob:
+        """Return the record that was submitted last."""
+        newest = self.records.get(self.records.open_ids()[-1])
+        assert newest is not None
+        return newest
+
+    def claim(self, job_id: str) -> int:
+        """Take a job as a worker would."""
+        fence = self.records.claim(job_id, "test-worker", time.time())
+        assert fence > 0
+        return fence
+
+    def finish(self, job_id: str, content: bytes = b"the video's bytes") -> VideoJob:
+        """Claim a job, store `content` as each of its files, and end it well."""
+        fence = self.claim(job_id)
+        stored = self.records.get(job_id)
+        assert stored is not None
+        source = self.scratch / "result"
+        source.write_bytes(content)
+        outputs = []
+        for key, spec in zip(stored.job.output_keys, stored.job.request.outputs, strict=True):
+            self.storage.put(source, key)
+            r = stored.job.request
+            outputs.append(
+                Output(key, spec.format, "video/mp4", len(content), r.height, r.width, r.num_frames, spec.fps, "0" * 64)
+            )
+        assert self.records.advance(
+            job_id,
+            fence,
+            JobStatus.SUCCEEDED,
+            progress=100,
+            ended_at=time.time(),
+            timings={"load": 0.1, "generate": 1.25, "encode": 0.5, "store": 0.01},
+            outputs=[{name: getattr(output, name) for name in output.__slots__} for output in outputs],
+        )
+        ended = self.records.get(job_id)
+        assert ended is not None
+        return ended.job
+
+    def fail(
+        self, job_id: str, message: str = "The GPU has too little memory.", code: str = "gpu_out_of_memory"
+    ) -> None:
+        """Claim a job and end it badly."""
+        assert self.records.advance(
+            job_id, self.claim(job_id), JobStatus.FAILED, error_code=code, error_message=message, ended_at=time.time()
+        )
+
+
+@pytest.fixture
+def make_api(settings: Settings, keys: ApiKeys, records: Records, tmp_path: Path) -> Callable[..., Api]:
+    """Return a factory of APIs; keyword arguments replace settings, e.g. `dialects={"modelslab": {"hold_s": 0}}`."""
+
+    def make(**changes: object) -> Api:
+        storage = LocalStorage(tmp_path / "results")
+        app = create_app(settings.model_copy(update=changes), keys, storage=storage)
+        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+        http = httpx2.AsyncClient(transport=transport, base_url="http://api.test")
+        return Api(http, records, storage, tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def api(make_api: Callable[..., Api]) -> Api:
+    """An API on which no submit waits for its video."""
+    return make_api(dialects={"modelslab": {"hold_s": 0}, "universal": {"endpoint_model": "ltx"}})
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Async tests (marked anyio) run on asyncio, as uvicorn does."""
+    return "asyncio"
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A whole server: `polyreel up` as a user starts it."""
+
+    base_url: str
+    key: str
+    state_dir: Path
+    process: subprocess.Popen[bytes]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_live_server(state_dir: Path, log: Path, *flags: str, **environment: str) -> LiveServer:
+    """Start `polyreel up` and wait until it can take jobs."""
+    port = free_port()
+    base_url = f"http://127.0.0.1:{port}"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("POLYREEL_")}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "polyreel", "up", "--state-dir", str(state_dir), "--port", str(port), *flags],
+        env={**inherited, "POLYREEL_API_KEYS": f"alice:{KEY},bob:{OTHER_KEY}", **environment},
+        stdout=log.open("ab"),
+        stderr=subprocess.STDOUT,
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx2.get(f"{base_url}/ready", timeout=5).status_code == 200:
+                return LiveServer(base_url, KEY, state_dir, process)
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.1)
+    stop_live_server(process)
+    raise AssertionError(f"polyreel up was not ready within 90 s:\n{log.read_text()}")
+
+
+def stop_live_server(process: subprocess.Popen[bytes]) -> None:
+    """Stop as Ctrl-C does."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A live server with the tiny profile, shared by the tests that only use it."""
+    folder = tmp_path_factory.mktemp("live")
+    server = start_live_server(folder / "state", folder / "up.log")
+    yield server
+    stop_live_server(server.process)

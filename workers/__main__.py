@@ -1,0 +1,96 @@
+"""`polyreel worker`: prepares the checkpoints, then runs jobs until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import uuid
+from pathlib import Path
+
+from polyreel.errors import ConfigurationError
+from polyreel.processes import start_as
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a worker; return its exit code (0 stopped, 2 wrong settings)."""
+    parser = argparse.ArgumentParser(prog="polyreel worker")
+    parser.add_argument("--config")
+    parser.add_argument("--state-dir", type=Path)
+    parser.add_argument("--device")
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    start_as("polyreel worker" + (f" --device {options.device}" if options.device else ""), options.parent)
+    try:
+        return _work(options)
+    except ConfigurationError as err:
+        print(f"polyreel worker: {err}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _work(options: argparse.Namespace) -> int:
+    from polyreel.settings import load_settings
+
+    settings = load_settings(options.config, state_dir=options.state_dir, device=options.device).settings
+    # Before torch is imported: it reads these once. Passive waiting keeps two busy processes from starving each other.
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    from polyreel.catalogue import Catalogue
+    from polyreel.logs import configure_logs
+    from polyreel.queue import GENERATE_TASK, Queue, rq_connection
+    from polyreel.storage import connect_storage
+    from workers.residency import Residency
+    from workers.runner import JobRunner
+    from workers.worker import Heartbeat, make_worker
+
+    configure_logs(settings.log_level, "worker")
+    import structlog
+
+    log = structlog.get_logger()
+    if settings.redis_url is None:
+        raise ConfigurationError(
+            "redis_url: a worker needs REDIS_URL; `polyreel up` starts an embedded queue by itself."
+        )
+    url = settings.redis_url.get_secret_value()
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    residency = Residency(
+        Catalogue(settings.models), settings.state_dir / "checkpoints", settings.device, settings.resident_models
+    )
+    queue = Queue(
+        url,
+        retention_s=settings.retention_s,
+        max_open=settings.max_queued,
+        job_timeout_s=settings.job_timeout_s,
+        patient=True,
+    )
+    runner = JobRunner(queue, residency, connect_storage(settings.storage_url), settings.state_dir / "scratch", name)
+    state = residency.prepare()
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    device = residency.device
+    ready = [model for model, trouble in state.items() if not trouble]
+    heartbeat = Heartbeat(
+        queue,
+        name,
+        lambda: {"device": device, "models": ready, "loaded": residency.loaded, "unavailable": _troubles(state)},
+    )
+    worker = make_worker(rq_connection(url, patient=True), name, {GENERATE_TASK: runner.run})
+    heartbeat.start()
+    log.info("worker ready", device=device, models=ready)
+    try:
+        worker.work(logging_level=None)
+    finally:
+        heartbeat.stop()
+    return 0
+
+
+def _troubles(state: dict[str, str]) -> dict[str, str]:
+    return {model: trouble for model, trouble in state.items() if trouble}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

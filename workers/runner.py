@@ -1,0 +1,175 @@
+"""Runs one job from its claim to its end: load, generate, encode, store, finish.
+
+The record is the truth: every change goes through it with the fence of our claim, and when a change is refused (the
+job was cancelled, or given to another worker because we seemed dead) the rest of the work is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import structlog
+from rq.timeouts import JobTimeoutException
+
+from polyreel.errors import Cancelled, PolyreelError
+from polyreel.formats import formats
+from polyreel.job import JobStatus, Output, VideoJob
+from polyreel.queue import Queue
+from polyreel.request import OutputSpec
+from polyreel.storage import Storage
+from workers.residency import Residency, free_memory
+
+log = structlog.get_logger()
+
+#: Percent of a job's progress at which each stage begins; denoising fills its span step by step.
+_PROGRESS = {"generate": 5, "encode": 85, "store": 95}
+
+
+class JobRunner:
+    """Runs jobs one after the other in this process.
+
+    Args:
+        queue: records and re-queueing.
+        residency: the pipelines.
+        storage: where files go.
+        scratch: folder for files in the making, on a local disk.
+        worker: this worker's name, as in its heartbeat.
+    """
+
+    def __init__(self, queue: Queue, residency: Residency, storage: Storage, scratch: Path, worker: str) -> None:
+        self.queue = queue
+        self.records = queue.records
+        self.residency = residency
+        self.storage = storage
+        self.scratch = scratch
+        self.worker = worker
+
+    def run(self, job_id: str) -> None:
+        """Claim and run a job; return without doing anything when it is not to be had (ended, or someone has it).
+
+        Expected failures end in the record and do not raise. A stop of the process (SystemExit) hands the job back
+        uncounted and goes on up.
+        """
+        fence = self.records.claim(job_id, self.worker, time.time())
+        stored = self.records.get(job_id)
+        if fence == 0 or stored is None:
+            log.info("job not to be had", job_id=job_id)
+            return
+        job = stored.job
+        with structlog.contextvars.bound_contextvars(job_id=job_id, model=job.request.model):
+            try:
+                self._run_claimed(job, fence)
+            except Cancelled:
+                log.info("job dropped", reason="cancelled, or given to another worker")
+            except (SystemExit, KeyboardInterrupt):
+                # Only the record: RQ is about to mark its entry as failed, and `reconcile` makes a new one.
+                self.records.release(job_id, fence, counted=False)
+                log.info("job handed back")
+                raise
+            except BaseException as err:
+                self._fail(job, fence, err)
+
+    def _run_claimed(self, job: VideoJob, fence: int) -> None:
+        timings: dict[str, float] = {}
+        with _timed(timings, "load"):
+            pipeline = self.residency.get(job.request.model)
+        self._advance(job, fence, JobStatus.RUNNING, progress=_PROGRESS["generate"])
+        with _timed(timings, "generate"):
+            family = self.residency.family(job.request.model)
+            frames = family.generate(pipeline, [job.request], self._on_step(job, fence))[0]
+        self._advance(job, fence, JobStatus.ENCODING, progress=_PROGRESS["encode"], timings=timings)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            with _timed(timings, "encode"):
+                paths = [_encode(frames, spec, Path(folder) / f"{n}") for n, spec in enumerate(job.request.outputs)]
+            self._advance(job, fence, JobStatus.UPLOADING, progress=_PROGRESS["store"], timings=timings)
+            with _timed(timings, "store"):
+                outputs = [
+                    self._store(path, key, spec, frames)
+                    for path, key, spec in zip(paths, job.output_keys, job.request.outputs, strict=True)
+                ]
+        self._advance(
+            job,
+            fence,
+            JobStatus.SUCCEEDED,
+            progress=100,
+            timings={stage: round(seconds, 3) for stage, seconds in timings.items()},
+            outputs=[{name: getattr(output, name) for name in output.__slots__} for output in outputs],
+            ended_at=time.time(),
+        )
+        self.records.learn_seconds(job.request.model, sum(timings.values()))
+        log.info("job succeeded", **{f"{stage}_s": round(seconds, 3) for stage, seconds in timings.items()})
+
+    def _advance(self, job: VideoJob, fence: int, status: JobStatus, **fields: object) -> None:
+        if not self.records.advance(job.id, fence, status, **fields):
+            raise Cancelled("The job ended, or belongs to another worker now.")
+
+    def _on_step(self, job: VideoJob, fence: int) -> Callable[[int, int], None]:
+        start, end = _PROGRESS["generate"], _PROGRESS["encode"]
+
+        def report(step: int, total_steps: int) -> None:
+            percent = start + (end - start) * step // max(1, total_steps)
+            self._advance(job, fence, JobStatus.RUNNING, step=step, total_steps=total_steps, progress=percent)
+
+        return report
+
+    def _store(self, path: Path, key: str, spec: OutputSpec, frames: np.ndarray) -> Output:
+        num_frames, height, width, _ = frames.shape
+        self.storage.put(path, key)
+        return Output(
+            key=key,
+            format=spec.format,
+            media_type=formats()[spec.format].media_type,
+            bytes=path.stat().st_size,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            fps=spec.fps,
+            sha256=_sha256(path),
+        )
+
+    def _fail(self, job: VideoJob, fence: int, err: BaseException) -> None:
+        code, message = _public(job, err)
+        log.error("job failed", code=code, exc_info=err if code == "internal_error" else err.__cause__)
+        self.records.advance(
+            job.id, fence, JobStatus.FAILED, error_code=code, error_message=message, ended_at=time.time()
+        )
+        free_memory()
+
+
+def _public(job: VideoJob, err: BaseException) -> tuple[str, str]:
+    """Return the code and message of a failure, fit for the client."""
+    chain = [err, err.__cause__]
+    if any(isinstance(cause, JobTimeoutException) for cause in chain):
+        return "timeout", "The job ran longer than this server allows (job_timeout_s)."
+    if any(type(cause).__name__ == "OutOfMemoryError" for cause in chain):
+        r = job.request
+        return "gpu_out_of_memory", (
+            f"The GPU has too little memory for {r.num_frames} frames of {r.width}x{r.height}; ask for less."
+        )
+    if isinstance(err, PolyreelError):
+        return err.code, err.message
+    return "internal_error", f"The job failed inside the server; the operator finds job {job.id} in the log."
+
+
+def _encode(frames: np.ndarray, spec: OutputSpec, path: Path) -> Path:
+    formats()[spec.format].encode(frames, spec, path.with_suffix(f".{formats()[spec.format].extension}"))
+    return path.with_suffix(f".{formats()[spec.format].extension}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    timings[stage] = time.monotonic() - start
