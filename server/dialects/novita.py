@@ -1,0 +1,488 @@
+"""Novita v3: `POST /v3/async/txt2video`, `GET /v3/async/task-result`, `GET /v3/model`, `GET /v3/user`.
+
+Sources: novita.ai/docs "Text to Video", "Task Result API", "Query Model" and the error code page; where they are
+silent, what Novita's own clients need in order to work. Every field, and what we decided, is in
+`docs/compatibility/novita.md`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from zlib import crc32
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from polyreel.catalogue import Catalogue
+from polyreel.errors import (
+    InvalidKey,
+    InvalidRequest,
+    MethodNotAllowed,
+    MissingKey,
+    NotServedYet,
+    PolyreelError,
+    QueueUnavailable,
+    RequestTooLarge,
+    TooManyJobs,
+    UnknownJob,
+    UnknownModel,
+    UnknownRoute,
+)
+from polyreel.job import JobStatus
+from polyreel.records import StoredJob
+from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from server.body import parse_object, read_body, validate
+from server.credentials import bearer_or_raw
+from server.dialects import Dialect, Example
+from server.services import Services, services
+from server.wire import Integer, Number, check_prompt, check_range, choose_seed
+
+_LONGEST_PROMPT = 1024  # characters, also of the negative one
+_MOST_FRAMES = 128  # over all prompts
+
+#: The family whose pipeline changes prompts within one video.
+_SEVERAL_PROMPTS = "animatediff"
+
+
+class NovitaSettings(BaseModel):
+    """What Novita's pages leave open.
+
+    Args:
+        fps: of the delivered video, frames per second; AnimateDiff was trained at 8.
+        guidance_scale: when the client gives none, 1..30.
+        link_ttl_s: how long the links of one answer are good, whole seconds; each answer signs them afresh.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    fps: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 8
+    guidance_scale: Annotated[float, Field(ge=1, le=30)] = 7.5
+    link_ttl_s: Annotated[int, Field(ge=1)] = 3600
+
+
+class Prompt(BaseModel):
+    """One clip of the video."""
+
+    frames: Integer
+    prompt: str
+
+
+class Lora(BaseModel):
+    """A LoRA and how much of it; a null strength is refused as the page says "required"."""
+
+    model_name: str
+    strength: Number
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class Embedding(BaseModel):
+    """A textual inversion."""
+
+    model_name: str
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class TestMode(BaseModel):
+    """Of a webhook: send a mock event instead of generating."""
+
+    enabled: bool
+    return_task_status: Literal["TASK_STATUS_SUCCEED", "TASK_STATUS_FAILED"]
+
+
+class Webhook(BaseModel):
+    """Where to tell of the end."""
+
+    url: str
+    test_mode: TestMode | None = None
+
+
+class Extra(BaseModel):
+    """The optional extras; `enterprise_plan`, which the official client always sends, means nothing here."""
+
+    response_video_type: Literal["mp4", "gif"] | None = None
+    webhook: Webhook | None = None
+
+
+class TextToVideo(BaseModel):
+    """The request body; null means absent, unknown keys are ignored. Ranges are checked apart, for their messages."""
+
+    model_name: str
+    height: Integer
+    width: Integer
+    steps: Integer
+    prompts: Annotated[list[Prompt], Field(min_length=1, max_length=16)]
+    negative_prompt: str | None = None
+    guidance_scale: Number | None = None
+    seed: Integer | None = None
+    loras: Annotated[list[Lora], Field(max_length=5)] | None = None
+    embeddings: Annotated[list[Embedding], Field(max_length=5)] | None = None
+    closed_loop: bool | None = None
+    clip_skip: Integer | None = None
+    extra: Extra | None = None
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+#: field: (least, most); null is not checked
+_RANGES: dict[str, tuple[float, float]] = {
+    "height": (256, 1024),
+    "width": (256, 1024),
+    "steps": (1, 50),
+    "guidance_scale": (1, 30),
+    "clip_skip": (1, 12),
+}
+
+
+def from_wire(wire: TextToVideo, catalogue: Catalogue, settings: NovitaSettings) -> VideoRequest:
+    """Translate a body into the neutral request.
+
+    Raises:
+        InvalidRequest: names the field.
+        UnknownModel: no such checkpoint.
+        NotServedYet: a looping video, a webhook, several prompts for a model that cannot change them.
+    """
+    for field, (least, most) in _RANGES.items():
+        if getattr(wire, field) is not None:
+            check_range(field, getattr(wire, field), least, most)
+    prompts = _prompts(wire.prompts)
+    _check_length("negative_prompt", wire.negative_prompt or "")
+    seed = choose_seed("seed", wire.seed)
+    extra = wire.extra or Extra()
+    model = catalogue.resolve("novita", wire.model_name)
+    _check_served(wire, extra)
+    if len(prompts) > 1 and catalogue[model].family != _SEVERAL_PROMPTS:
+        raise NotServedYet(f"prompts: {wire.model_name} runs one prompt for the whole video; send one.", "prompts")
+    return VideoRequest(
+        model=model,
+        prompts=prompts,
+        negative_prompt=wire.negative_prompt or "",
+        height=wire.height,
+        width=wire.width,
+        fps=settings.fps,
+        num_inference_steps=wire.steps,
+        guidance_scale=settings.guidance_scale if wire.guidance_scale is None else wire.guidance_scale,
+        seed=seed,
+        clip_skip=wire.clip_skip,
+        outputs=(OutputSpec(extra.response_video_type or "mp4", settings.fps),),
+    )
+
+
+def _prompts(clips: list[Prompt]) -> tuple[PromptSpan, ...]:
+    for i, clip in enumerate(clips):
+        check_range(f"prompts.{i}.frames", clip.frames, 8, 64)
+        check_prompt(f"prompts.{i}.prompt", clip.prompt)
+        _check_length(f"prompts.{i}.prompt", clip.prompt)
+    frames = sum(clip.frames for clip in clips)
+    if frames > _MOST_FRAMES:
+        raise InvalidRequest(
+            f"prompts: the frames of all prompts must add up to {_MOST_FRAMES} or less, got {frames}", "prompts"
+        )
+    return tuple(PromptSpan(clip.prompt, clip.frames) for clip in clips)
+
+
+def _check_length(field: str, text: str) -> None:
+    if len(text) > _LONGEST_PROMPT:
+        raise InvalidRequest(f"{field} must be at most {_LONGEST_PROMPT} characters, got {len(text)}", field)
+
+
+def _check_served(wire: TextToVideo, extra: Extra) -> None:
+    """Refuse what would otherwise be left out of the video without a word."""
+    for i, lora in enumerate(wire.loras or []):
+        check_range(f"loras.{i}.strength", lora.strength, 0, 1)
+    if wire.loras:
+        name = wire.loras[0].model_name[:200]
+        raise NotServedYet(f"loras.0: LoRA {name} is not served here; no LoRA is served yet.", "loras")
+    if wire.embeddings:
+        name = wire.embeddings[0].model_name[:200]
+        raise NotServedYet(
+            f"embeddings.0: embedding {name} is not served here; no embedding is served yet.", "embeddings"
+        )
+    if wire.closed_loop:
+        raise NotServedYet("closed_loop is not served yet; leave it out or send false", "closed_loop")
+    if extra.webhook is not None:
+        _check_url("extra.webhook.url", extra.webhook.url)
+        raise NotServedYet("extra.webhook is not served yet; leave it out and poll task-result", "extra.webhook")
+
+
+def _check_url(field: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_web = False
+    if not is_web:
+        raise InvalidRequest(f"{field} must be an absolute http or https URL", field)
+
+
+#: What is not here is being worked on: Novita has no words for the stages in between, nor for a cancelled task.
+_STATUS = {
+    JobStatus.QUEUED: "TASK_STATUS_QUEUED",
+    JobStatus.SUCCEEDED: "TASK_STATUS_SUCCEED",
+    JobStatus.FAILED: "TASK_STATUS_FAILED",
+    JobStatus.CANCELLED: "TASK_STATUS_FAILED",
+}
+
+
+def to_wire(stored: StoredJob, links: list[str], ttl_s: int, eta_s: int) -> dict[str, Any]:
+    """Return the task result that a record means. Any: JSON.
+
+    Novita's official client raises on a fraction, a null list, an empty time and a missing `extra`, so every key is
+    always there with its own type.
+
+    Args:
+        links: to the videos of a succeeded job, in the order of `_videos`.
+        ttl_s: how long the links are good.
+        eta_s: whole seconds, 0 at the end.
+    """
+    job = stored.job
+    status = _STATUS.get(job.status, "TASK_STATUS_PROCESSING")
+    reason = ""
+    if status == "TASK_STATUS_FAILED":
+        reason = job.error_message or f"The job was {job.status}."
+    return {
+        "extra": {
+            "seed": str(job.request.seed),
+            "enable_nsfw_detection": False,
+            "debug_info": {
+                "request_info": "",
+                "submit_time_ms": _ms(job.created_at),
+                "execute_time_ms": _ms(job.started_at),
+                "complete_time_ms": _ms(job.ended_at),
+            },
+        },
+        "task": {
+            "task_id": job.id,
+            "task_type": "TXT_TO_VIDEO",
+            "status": status,
+            "reason": reason,
+            "eta": eta_s,
+            "progress_percent": job.progress,
+        },
+        "images": [],
+        "videos": [
+            {"video_url": link, "video_url_ttl": str(ttl_s), "video_type": video_type}
+            for link, (_, video_type) in zip(links, _videos(stored), strict=True)
+        ],
+        "audios": [],
+    }
+
+
+def _videos(stored: StoredJob) -> list[tuple[str, str]]:
+    """Return (storage key, format) of each video; a job of another dialect may also have made an archive."""
+    return [(output.key, output.format) for output in stored.job.outputs if output.format != "zip"]
+
+
+def _ms(seconds: float) -> str:
+    return str(int(seconds * 1000))
+
+
+class _ResultUnavailable(QueueUnavailable):
+    """Raised when Redis does not answer a poll, which Novita calls otherwise than a refused submit."""
+
+
+#: error: (HTTP status, reason); the first match of the class wins
+_ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
+    (MissingKey, 401, "MISSING_API_KEY"),
+    (InvalidKey, 403, "INVALID_API_KEY"),
+    (UnknownJob, 404, "TASK_NOT_FOUND"),
+    (UnknownRoute, 404, "API_NOT_FOUND"),
+    # HTTP's own status under the nearest documented reason: there is no such API with this method.
+    (MethodNotAllowed, 405, "API_NOT_FOUND"),
+    (RequestTooLarge, 413, "INVALID_REQUEST_BODY"),
+    (InvalidRequest, 400, "INVALID_REQUEST_BODY"),
+    (UnknownModel, 400, "INVALID_REQUEST_BODY"),
+    (TooManyJobs, 429, "RATE_LIMIT_EXCEEDED"),
+    (_ResultUnavailable, 503, "GET_RESULT_FAILED"),
+    (QueueUnavailable, 503, "CREATE_TASK_FAILED"),
+    (PolyreelError, 500, "INTERNAL_SERVER_ERROR"),
+)
+
+
+def render_error(err: PolyreelError, settings: NovitaSettings) -> Response:
+    """Return the vendor's flat error body; `code` is the HTTP status."""
+    status, reason = next((status, reason) for kind, status, reason in _ERRORS if isinstance(err, kind))
+    headers = {}
+    if isinstance(err, TooManyJobs):
+        headers["Retry-After"] = str(err.retry_after_s)
+    elif status == 503:
+        headers["Retry-After"] = "5"
+    body = {"code": status, "reason": reason, "message": err.message, "metadata": {}}
+    return JSONResponse(body, status, headers)
+
+
+router = APIRouter(prefix="/v3")
+
+
+@router.post("/async/txt2video")
+async def txt2video(request: Request) -> Response:
+    """Submit; answers at once with the task's id. 200, as both official clients take any other status for an error."""
+    shared = services(request)
+    owner = shared.keys.owner_of(bearer_or_raw(request))
+    body = parse_object(await read_body(request, shared.settings.max_body_bytes))
+    video = from_wire(validate(TextToVideo, body), shared.catalogue, _settings(request))
+    stored = await shared.submit(video, dialect="novita", owner=owner)
+    return JSONResponse({"task_id": stored.job.id})
+
+
+@router.get("/async/task-result")
+async def task_result(request: Request, task_id: str = "") -> Response:
+    """Answer how a task is getting on; 200 also for a failed one."""
+    shared = services(request)
+    owner = shared.keys.owner_of(bearer_or_raw(request))
+    if not task_id:
+        raise InvalidRequest("task_id is required", "task_id")
+    try:
+        stored = await shared.get(task_id, owner)
+        eta_s = await shared.eta_s(stored.job)
+    except QueueUnavailable as err:
+        raise _ResultUnavailable(err.message) from err
+    now = time.time()
+    ttl_s = _settings(request).link_ttl_s
+    if stored.job.ended_at:  # the file goes with the record, and no link promises more than that
+        ttl_s = max(0, min(ttl_s, int(stored.job.ended_at + shared.settings.retention_s - now)))
+    links = [shared.link(shared.base_url(request), key, now + ttl_s) for key, _ in _videos(stored)]
+    return JSONResponse(to_wire(stored, links, ttl_s, eta_s))
+
+
+@router.get("/model")
+async def models(request: Request) -> Response:
+    """List the checkpoints that txt2video takes, filtered and in pages."""
+    shared = services(request)
+    shared.keys.owner_of(bearer_or_raw(request))
+    query = _query(request)
+    limit, offset = _limit(query), _offset(query)
+    found = [model for model in _checkpoints(shared) if _matches(model, query)]
+    end = offset + limit
+    return JSONResponse(
+        {"models": found[offset:end], "pagination": {"next_cursor": f"c_{end}" if end < len(found) else ""}}
+    )
+
+
+@router.get("/user")
+async def user(request: Request) -> Response:
+    """Answer a client that asks for its account: nothing is billed here."""
+    services(request).keys.owner_of(bearer_or_raw(request))
+    return JSONResponse({"allow_features": [], "credit_balance": 0, "free_trial": {}})
+
+
+def _checkpoints(shared: Services) -> list[dict[str, Any]]:
+    """Return a listing entry for each public name. Any: JSON."""
+    return [
+        _listed(name, entry.family)
+        for entry in shared.catalogue.models.values()
+        for name in entry.names.get("novita", ())
+    ]
+
+
+def _listed(sd_name: str, family: str) -> dict[str, Any]:
+    return {
+        "id": crc32(sd_name.encode()),  # from the name, so that it stays when the catalogue changes
+        "name": sd_name.removesuffix(".safetensors"),
+        "hash_sha256": "",
+        "sd_name": sd_name,
+        "type": {"name": "checkpoint", "display_name": "Checkpoint"},
+        "categories": [],
+        "status": 1,
+        "download_url": "",
+        "tags": [],
+        "cover_url": "",
+        "source": "civitai",
+        "base_model": "SD 1.5" if family == "animatediff" else family,
+        "base_model_type": "Standard",
+        "download_url_ttl": 0,
+        "sd_name_in_api": sd_name,
+        "is_sdxl": False,
+    }
+
+
+#: filter: the one value that checkpoints of the catalogue match
+_FILTERS = {
+    "filter.visibility": "public",
+    "filter.source": "civitai",
+    "filter.types": "checkpoint",
+    "filter.type": "checkpoint",  # the official Python client sends the singular
+    "filter.is_sdxl": "false",
+    "filter.is_inpainting": "false",
+}
+
+
+def _query(request: Request) -> dict[str, str]:
+    """Return the query by its documented names; the npm client writes `filter[types]` for `filter.types`."""
+    return {
+        name.replace("[]", "").replace("[", ".").removesuffix("]"): value
+        for name, value in request.query_params.multi_items()
+    }
+
+
+def _matches(model: dict[str, Any], query: dict[str, str]) -> bool:
+    # The official Python client sends Python's own False, so case does not matter; "" is no filter.
+    wanted = {name: query[name].lower() for name in _FILTERS if query.get(name)}
+    text = query.get("filter.query", "").lower()
+    return text in model["sd_name"].lower() and all(_FILTERS[name] == value for name, value in wanted.items())
+
+
+def _limit(query: dict[str, str]) -> int:
+    text = query.get("pagination.limit") or "20"
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
+        raise InvalidRequest(
+            f"pagination.limit must be a whole number between 1 and 100, got {text[:20]}", "pagination.limit"
+        )
+    return int(text)
+
+
+def _offset(query: dict[str, str]) -> int:
+    """Read `c_20`; the official Python client puts another `c_` before a cursor that it was given."""
+    cursor = query.get("pagination.cursor", "")
+    offset = cursor
+    while offset.startswith("c_"):
+        offset = offset[2:]
+    if not cursor:
+        return 0
+    if not (offset.isascii() and offset.isdigit() and len(offset) <= 9):
+        raise InvalidRequest(
+            f"pagination.cursor must be one that a listing gave, such as c_20, got {cursor[:40]}", "pagination.cursor"
+        )
+    return int(offset)
+
+
+def _settings(request: Request) -> NovitaSettings:
+    found: NovitaSettings = request.app.state.dialect_settings["novita"]
+    return found
+
+
+DIALECT = Dialect(
+    name="novita",
+    prefixes=("/v3/",),
+    router=router,
+    render_error=render_error,
+    settings=NovitaSettings,
+    example=Example(
+        title="four prompts in one mp4 (shortened from Novita's own: 4x8 frames, 256 px, 8 steps)",
+        path="/v3/async/txt2video",
+        headers={"Authorization": "Bearer {key}", "Content-Type": "application/json"},
+        body={
+            "model_name": "darkSushiMixMix_225D_64380.safetensors",
+            "height": 256,
+            "width": 256,
+            "steps": 8,
+            "seed": -1,
+            "prompts": [
+                {"frames": 8, "prompt": "In the wintry dusk, a little girl holds matches tightly."},
+                {"frames": 8, "prompt": "A little girl, barefoot on the frosty pavement, seeks solace."},
+                {
+                    "frames": 8,
+                    "prompt": "A little girl with each match experiences a fleeting dance of warmth and hope.",
+                },
+                {"frames": 8, "prompt": "In the quiet night, a little girl's silent story unfolds."},
+            ],
+            "negative_prompt": (
+                "nsfw, ng_deepnegative_v1_75t, badhandv4, (worst quality:2), (low quality:2), (normal quality:2), "
+                "lowres, ((monochrome)), ((grayscale)), watermark"
+            ),
+        },
+    ),
+)
