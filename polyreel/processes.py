@@ -33,6 +33,8 @@ def start_as(title: str, parent: int | None) -> None:
         return
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        # SIGKILL: a supervisor that died took the embedded queue with it, so there is nothing left to finish for;
+        # whatever was running is still open in the queue and runs again.
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)

@@ -43,7 +43,7 @@ def _work(options: argparse.Namespace) -> int:
     from polyreel.queue import GENERATE_TASK, Queue, rq_connection
     from polyreel.storage import connect_storage
     from workers.residency import Residency
-    from workers.runner import JobRunner
+    from workers.runner import JobRunner, clear_scratch
     from workers.worker import Heartbeat, make_worker
 
     configure_logs(settings.log_level, "worker")
@@ -66,7 +66,9 @@ def _work(options: argparse.Namespace) -> int:
         job_timeout_s=settings.job_timeout_s,
         patient=True,
     )
-    runner = JobRunner(queue, residency, connect_storage(settings.storage_url), settings.state_dir / "scratch", name)
+    scratch = settings.state_dir / "scratch"
+    clear_scratch(scratch)
+    runner = JobRunner(queue, residency, connect_storage(settings.storage_url), scratch, name)
     state = residency.prepare()
     import torch
 

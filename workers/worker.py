@@ -37,7 +37,7 @@ class AllowListedJob(Job):
     tasks: ClassVar[Mapping[str, Callable[..., None]]] = {}
 
     def _execute(self) -> None:
-        task = self.tasks.get(self.func_name)
+        task = self.tasks.get(str(self.func_name))
         if task is None:
             raise TaskNotAllowed(f"The queue entry {self.id} names {self.func_name!r}, which is not one of our tasks.")
         task(*self.args)

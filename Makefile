@@ -1,0 +1,52 @@
+# Two commands do everything on a machine that has only Python 3.11+, make and a package index:
+#   make demo    one clip through each dialect, saved in demo/
+#   make test    the test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A CPU build of torch where the index offers one; `make install TORCH=torch==2.13.0+cu130` takes another.
+TORCH ?= torch==2.13.0
+STATE ?= $(CURDIR)/state
+
+.PHONY: help install demo up test test-slow lint format bench clean
+help:
+	@sed -n '/^[a-z-]*:.*## /s/:.*## /\t/p' Makefile | expand -t 12
+
+install: $(VENV)/.installed ## the project and all tools in .venv
+
+$(VENV)/.installed: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Polyreel needs Python 3.11 or newer; set PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about 3 minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[worker,dev]'
+	@touch $@
+
+demo: install ## one clip through each dialect, saved in demo/
+	@$(BIN)/python -P examples/demo.py
+
+up: install ## serve until Ctrl-C
+	@exec $(BIN)/polyreel up
+
+test: install ## the test suite
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: install ## what takes minutes by nature: full-size examples, foreign clients
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[clients]'
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+lint: install ## ruff, mypy, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: install
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: install ## what the server adds to the bare pipeline
+	@$(BIN)/python -P benchmarks/bench_server.py
+
+clean:
+	rm -rf demo state build *.egg-info

@@ -1,0 +1,259 @@
+"""Starts a whole server, makes one clip through each dialect with plain HTTP, and saves the files in `demo/`.
+
+`make demo` runs this. Nothing here knows Polyreel's code: it is what a client of each hosted API does.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+KEY = f"demo_{secrets.token_urlsafe(16)}"
+
+#: Seconds that the first start may take: tiny checkpoints are built.
+READY_S = 90
+#: Seconds that one clip may take before the demo gives up.
+CLIP_S = 280
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One request in a vendor's own words, and how its client gets the files from the answer.
+
+    Args:
+        dialect: whose API it is.
+        note: what is particular about the request.
+        save: client and answer to the saved files.
+    """
+
+    dialect: str
+    note: str
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    save: Callable[[httpx2.Client, httpx2.Response], list[Path]]
+
+
+def save_bytes(_client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
+    """Hugging Face answers with the video itself."""
+    return [_write("huggingface.mp4", answer.content)]
+
+
+def save_base64(_client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
+    """The universal handler answers with base64 texts."""
+    outputs = answer.json()["outputs"]
+    return [
+        _write(f"universal.{name.removesuffix('_base64')}", base64.b64decode(text)) for name, text in outputs.items()
+    ]
+
+
+def save_modelslab(client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
+    """ModelsLab's documented loop: fetch until the status is success or failed."""
+    result = answer.json()
+    while result["status"] == "processing":
+        time.sleep(1)
+        result = client.post(f"/api/v6/video/fetch/{result['id']}", json={"key": KEY}).raise_for_status().json()
+    if result["status"] != "success":
+        raise SystemExit(f"modelslab: {result}")
+    return [_write("modelslab.mp4", client.get(result["output"][0]).raise_for_status().content)]
+
+
+def save_novita(client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
+    """Novita's clients ask for the task's result until it is there."""
+    task_id = answer.json()["task_id"]
+    while True:
+        result = client.get(
+            "/v3/async/task-result", params={"task_id": task_id}, headers={"Authorization": f"Bearer {KEY}"}
+        )
+        task = result.raise_for_status().json()["task"]
+        if task["status"] == "TASK_STATUS_SUCCEED":
+            return [
+                _write("novita.mp4", client.get(result.json()["videos"][0]["video_url"]).raise_for_status().content)
+            ]
+        if task["status"] == "TASK_STATUS_FAILED":
+            raise SystemExit(f"novita: {task['reason']}")
+        time.sleep(1)
+
+
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+CLIPS = (
+    Clip(
+        "Hugging Face Inference",
+        "the bare request of the API page",
+        "/models/Lightricks/LTX-Video",
+        BEARER,
+        {"inputs": "The answer to the universe is 42"},
+        save_bytes,
+    ),
+    Clip(
+        "Hugging Face universal handler",
+        "its first example, with webm and zip beside the gif",
+        "/",
+        BEARER,
+        {
+            "inputs": {
+                "prompt": "a cyberpunk street in rain, neon lights",
+                "num_frames": 24,
+                "outputs": ["gif", "webm", "zip"],
+            }
+        },
+        save_base64,
+    ),
+    Clip(
+        "ModelsLab v6",
+        "its own example",
+        "/api/v6/video/text2video",
+        {},
+        {
+            "key": KEY,
+            "prompt": "A majestic space station orbiting Earth, with the sun rising behind it, cinematic, 4K",
+            "negative_prompt": "low quality, blurry, static",
+            "model_id": "wan2.2",
+            "height": 512,
+            "width": 512,
+            "num_frames": 25,
+            "num_inference_steps": 20,
+            "guidance_scale": 7,
+            "output_type": "mp4",
+            "webhook": None,
+            "track_id": None,
+        },
+        save_modelslab,
+    ),
+    Clip(
+        "Novita v3",
+        "its own example, made smaller for a CPU: 4x8 frames instead of 4x32, 256 px instead of 512, 8 steps of 20",
+        "/v3/async/txt2video",
+        BEARER,
+        {
+            "model_name": "darkSushiMixMix_225D_64380.safetensors",
+            "height": 256,
+            "width": 256,
+            "steps": 8,
+            "seed": -1,
+            "prompts": [
+                {"frames": 8, "prompt": "In the wintry dusk, a little girl holds matches tightly."},
+                {"frames": 8, "prompt": "A little girl, barefoot on the frosty pavement, seeks solace."},
+                {
+                    "frames": 8,
+                    "prompt": "A little girl with each match experiences a fleeting dance of warmth and hope.",
+                },
+                {"frames": 8, "prompt": "In the quiet night, a little girl's silent story unfolds."},
+            ],
+            "negative_prompt": "nsfw, ng_deepnegative_v1_75t, badhandv4, (worst quality:2), (low quality:2), "
+            "(normal quality:2), lowres, ((monochrome)), ((grayscale)), watermark",
+        },
+        save_novita,
+    ),
+)
+
+
+def main() -> int:
+    """Run every clip; return 0 when all files are there."""
+    DEMO.mkdir(exist_ok=True)
+    print("starting polyreel up (embedded queue, API, worker; the first start builds tiny checkpoints)", flush=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="polyreel-demo-") as state,
+        serving(Path(state)) as base_url,
+        httpx2.Client(base_url=base_url, timeout=CLIP_S, trust_env=False) as client,
+    ):
+        for clip in CLIPS:
+            make(client, clip)
+    print(
+        "\nThe tiny checkpoints have random weights: the clips are moving noise, the server is the real one.\n"
+        "To send these yourself: `make up`, then  export BASE=http://127.0.0.1:8000 KEY=<the key that it shows>"
+    )
+    return 0
+
+
+def make(client: httpx2.Client, clip: Clip) -> None:
+    """Send one request, save its files, and print what happened."""
+    start = time.monotonic()
+    answer = client.post(clip.path, headers=clip.headers, json=clip.body)
+    if answer.status_code != 200:
+        raise SystemExit(f"{clip.dialect}: {answer.status_code} {answer.text}")
+    files = clip.save(client, answer)
+    print(f"\n{clip.dialect} ({clip.note}): {time.monotonic() - start:.1f} s")
+    for file in files:
+        print(f"  {file}  {file.stat().st_size:,} bytes")
+    print(f"  {curl(clip)}", flush=True)
+
+
+def curl(clip: Clip) -> str:
+    """Return the request as a command line with $BASE and $KEY left open."""
+    headers = {**clip.headers, "Content-Type": "application/json"}
+    parts = ["curl", "-sS", f'"$BASE{clip.path}"']
+    for name, value in headers.items():
+        parts += ["-H", _open(f"{name}: {value}")]
+    return " ".join([*parts, "-d", _open(json.dumps(clip.body))])
+
+
+def _open(text: str) -> str:
+    """Quote for the shell with the key as a variable."""
+    return '"$KEY"'.join(shlex.quote(part) for part in text.split(KEY))
+
+
+@contextmanager
+def serving(state: Path) -> Iterator[str]:
+    """Run `polyreel up` for the time of the block; no process of it is left after."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = state / "up.log"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("POLYREEL_")}
+    inherited.pop("REDIS_URL", None)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "polyreel", "up", "--state-dir", str(state / "state"), "--port", str(port)],
+            env={**inherited, "POLYREEL_API_KEYS": f"demo:{KEY}"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        base_url = f"http://127.0.0.1:{port}"
+        start = time.monotonic()
+        _wait_until_ready(base_url, process, log)
+        print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
+        yield base_url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _wait_until_ready(base_url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx2.get(f"{base_url}/ready", timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass  # not listening yet
+        time.sleep(0.2)
+    raise SystemExit(f"polyreel up did not become ready:\n{log.read_text('utf-8', 'replace')}")
+
+
+def _write(name: str, content: bytes) -> Path:
+    path = DEMO / name
+    path.write_bytes(content)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
