@@ -19,7 +19,10 @@ from polyreel.errors import CheckpointUnavailable, did_you_mean
 
 #: Name in a catalogue entry ("tiny:ltx") -> function that makes the pipeline.
 TINY = {
+    "wan-ti2v": layouts.wan_ti2v,
+    "wan21": layouts.wan21,
     "ltx": layouts.ltx,
+    "animatediff": layouts.animatediff,
 }
 
 _SOURCES = ("layouts.py", "unigram.json", "bpe.json")
