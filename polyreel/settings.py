@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="POLYREEL_",
         env_nested_delimiter="__",
+        env_ignore_empty=True,  # compose passes VAR="" for a variable that is not set
         extra="forbid",
         frozen=True,
         populate_by_name=True,

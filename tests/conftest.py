@@ -195,12 +195,13 @@ def start_live_server(state_dir: Path, log: Path, *flags: str, **environment: st
     port = free_port()
     base_url = f"http://127.0.0.1:{port}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("POLYREEL_")}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "polyreel", "up", "--state-dir", str(state_dir), "--port", str(port), *flags],
-        env={**inherited, "POLYREEL_API_KEYS": f"alice:{KEY},bob:{OTHER_KEY}", **environment},
-        stdout=log.open("ab"),
-        stderr=subprocess.STDOUT,
-    )
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "polyreel", "up", "--state-dir", str(state_dir), "--port", str(port), *flags],
+            env={**inherited, "POLYREEL_API_KEYS": f"alice:{KEY},bob:{OTHER_KEY}", **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         try:

@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -109,14 +109,14 @@ print(json.dumps({"type": result.videos[0].video_type, "seed": result.extra.seed
 
 
 @pytest.fixture
-def out(tmp_path: Any) -> Iterator[Any]:
-    yield tmp_path / "video.mp4"
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "video.mp4"
 
 
 @pytest.mark.parametrize(
     "script", [HUGGINGFACE, HUGGINGFACE_ASYNC, HUGGINGFACE_UNPATCHED], ids=["sync", "async", "unpatched"]
 )
-def test_huggingface_hub_gets_a_video_of_nine_frames(live: LiveServer, out: Any, script: str) -> None:
+def test_huggingface_hub_gets_a_video_of_nine_frames(live: LiveServer, out: Path, script: str) -> None:
     run_script(script, live.base_url, live.key, str(out))
     clip = decode(out.read_bytes())
     assert (clip.shape, clip.fps) == ((9, 64, 64), 8.0)
@@ -135,7 +135,7 @@ def test_modelslab_py_gets_a_link_to_a_video_of_nine_frames(live: LiveServer) ->
     assert decode(httpx2.get(answer["output"][0]).content).shape == (9, 64, 64)
 
 
-def test_novita_client_waits_for_its_task_and_downloads_the_video(live: LiveServer, out: Any) -> None:
+def test_novita_client_waits_for_its_task_and_downloads_the_video(live: LiveServer, out: Path) -> None:
     result = run_script(NOVITA, live.base_url, live.key, str(out))
     assert result["type"] == "mp4"
     assert result["seed"].isdigit()

@@ -1,0 +1,193 @@
+"""The command `polyreel`, as an operator types it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import KEY, LiveServer, free_port
+from tests.live.decode import decode
+
+
+def polyreel(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "polyreel", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, live: LiveServer) -> Path:
+    """A fresh state folder that has the tiny checkpoints already."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "checkpoints").symlink_to(live.state_dir / "checkpoints")
+    return tmp_path / "state"
+
+
+def test_generate_writes_exactly_the_video_that_was_asked_for(checkpoints: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cat.mp4"
+    # fmt: off
+    done = polyreel(
+        "generate", "a cat", "-o", str(out), "--model", "Lightricks/LTX-Video", "--num-frames", "7", "--height", "64",
+        "--width", "96", "--fps", "5", "--num-inference-steps", "3", "--seed", "11", "--state-dir", str(checkpoints),
+    )
+    # fmt: on
+    assert done.returncode == 0, done.stderr
+    assert "3/3 steps" in done.stderr
+    assert "7 frames of 96x64 at 5 fps, seed 11" in done.stderr.replace("\n", " ")
+    clip = decode(out.read_bytes())
+    assert (clip.shape, clip.fps) == ((7, 96, 64), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["-o", "cat.avi"], "--output must end in one of"),
+        (["-o", "cat.mp4", "--model", "Lightricks/LTX-Vido"], "Did you mean Lightricks/LTX-Video?"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_make_and_says_what_it_can(flags: list[str], complaint: str) -> None:
+    done = polyreel("generate", "a cat", *flags)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_models_lists_what_is_served_under_which_names() -> None:
+    done = polyreel("models")
+    assert done.returncode == 0
+    assert "Wan-AI/Wan2.1-T2V-1.3B" in done.stdout
+    assert "darkSushiMixMix_225D_64380.safetensors" in done.stdout
+
+
+def test_config_show_says_where_each_value_comes_from_and_hides_the_keys(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("extends: tiny\nport: 9000\n")
+    done = polyreel(
+        "config", "show", "--config", str(profile), "--origin",
+        POLYREEL_API_KEYS=f"team:{KEY}", POLYREEL_MAX_QUEUED="7",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert re.search(r"port\s+9000\s+profile .*mine.yaml", done.stdout)
+    assert re.search(r"max_queued\s+7\s+environment", done.stdout)
+    assert re.search(r"host\s+127.0.0.1\s+default", done.stdout)
+    assert re.search(r"api_keys\s+team:\*\*\*", done.stdout)
+    assert KEY not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        (
+            {"POLYREEL_MAX_QUEUD": "7"},
+            "POLYREEL_MAX_QUEUD: there is no such setting. Did you mean POLYREEL_MAX_QUEUED?",
+        ),
+        ({"POLYREEL_API_KEYS": "team:short"}, "api_keys: the key of 'team' must be 16 or more printable characters"),
+        ({"POLYREEL_PORT": "eighty"}, "port: Input should be a valid integer"),
+        ({"POLYREEL_HOST": "0.0.0.0"}, "no API key is configured"),
+        ({"POLYREEL_STORAGE": "fil:///tmp/x"}, "Did you mean file?"),
+        ({"POLYREEL_DIALECTS__MODELSLAB__HOLD": "3"}, "dialects.modelslab.hold: there is no such setting"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_with_its_name_and_the_cure(
+    tmp_path: Path, environment: dict[str, str], complaint: str
+) -> None:
+    done = polyreel("up", "--state-dir", str(tmp_path / "state"), "--port", str(free_port()), **environment)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "short" not in done.stderr.replace("shorter", "").replace("shortened", "")
+
+
+def test_a_taken_port_is_a_message_and_not_a_crash_loop(tmp_path: Path, live: LiveServer) -> None:
+    port = live.base_url.rpartition(":")[2]
+    done = polyreel("up", "--state-dir", str(tmp_path / "state"), "--port", port, POLYREEL_API_KEYS=f"team:{KEY}")
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_two_servers_cannot_share_a_state_folder(live: LiveServer) -> None:
+    done = polyreel("up", "--state-dir", str(live.state_dir), "--port", str(free_port()))
+    assert done.returncode == 2
+    assert "another polyreel up is using" in done.stderr
+
+
+def test_the_first_start_shows_a_key_once_and_a_curl_line_per_dialect(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+
+    def greeting() -> str:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "polyreel", "up", "--state-dir", str(state), "--port", str(free_port())],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "curl" in line and len([one for one in lines if one.startswith("curl")]) == 4:
+                break
+        process.terminate()
+        process.stdout.close()
+        assert process.wait(60) == 0
+        return "".join(lines)
+
+    first, second = greeting(), greeting()
+    shown = re.search(r"API key \(shown this once\): (pr_\S+)", first)
+    assert shown is not None
+    assert first.count(shown[1]) == 5, "the key and one curl line per dialect"
+    assert shown[1] not in second
+    assert "API key: the one shown at the first start" in second
+    assert not any(shown[1].encode() in file.read_bytes() for file in state.rglob("*") if file.is_file())
+
+
+def test_a_worker_and_an_api_alone_say_that_they_need_redis() -> None:
+    for process in ("worker", "serve"):
+        done = polyreel(process)
+        assert done.returncode == 2
+        assert "REDIS_URL" in done.stderr
+
+
+def test_the_installed_wheel_serves_outside_the_checkout(tmp_path: Path) -> None:
+    wheels, site, elsewhere = tmp_path / "wheels", tmp_path / "site", tmp_path / "elsewhere"
+    (elsewhere / "models").mkdir(parents=True)  # a folder called like one of our packages must not hide it
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(root)], check=True, timeout=120
+    )
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", str(site), *map(str, wheels.glob("*.whl"))], check=True, timeout=120
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site), "POLYREEL_API_KEYS": f"team:{KEY}"}
+    where = subprocess.run(
+        [sys.executable, "-P", "-c", "import polyreel, server, models, workers, configs\n"
+         "print(*(m.__file__ for m in (polyreel, server, models, workers, configs)))"],
+        cwd=elsewhere, env=environment, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert all(path.startswith(str(site)) for path in where), where
+    up = subprocess.Popen(
+        [sys.executable, "-P", "-m", "polyreel", "up", "--state-dir", str(tmp_path / "s"), "--port", str(free_port())],
+        cwd=elsewhere, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert up.stdout is not None
+    lines = []
+    for line in up.stdout:
+        lines.append(line)
+        if "worker ready" in line:
+            break
+    up.terminate()
+    up.stdout.close()
+    assert up.wait(60) == 0
+    assert any("worker ready" in line for line in lines), "".join(lines)
