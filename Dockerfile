@@ -18,6 +18,7 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install .
 
 FROM build AS build-worker
 ARG TORCH=torch==2.13.0
+# hadolint ignore=DL3013
 RUN --mount=type=cache,target=/root/.cache/pip pip install ${TORCH} && pip install '.[worker]'
 
 FROM ${BASE} AS base
