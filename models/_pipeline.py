@@ -76,13 +76,21 @@ def check_checkpoint(checkpoint: Path, class_name: str) -> None:
     if not index.is_file():
         raise CheckpointUnavailable(f"{index} is missing; a checkpoint folder in diffusers layout has this file.")
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        found = content["_class_name"]
     except (ValueError, KeyError, TypeError) as err:
         raise CheckpointUnavailable(f"{index} is damaged or names no _class_name; fetch it again.") from err
     if found != class_name:
         raise CheckpointUnavailable(
             f"{index} says {found}, and this family runs {class_name}; choose another family or another checkpoint."
         )
+
+    for name, value in content.items():
+        # Components are [library, class]; [null, null] is one that this checkpoint goes without.
+        if isinstance(value, list) and value[0] is not None and not (checkpoint / name).is_dir():
+            raise CheckpointUnavailable(
+                f"{checkpoint / name} is missing; the checkpoint is incomplete, fetch it again."
+            )
 
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for path in files:

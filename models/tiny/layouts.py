@@ -66,7 +66,7 @@ def ltx() -> Pipeline:
             patch_size_t=1,
         ),
     )
-    _amplify(transformer.caption_projection, 3.0)
+    _amplify(transformer.caption_projection, 1.5)
     _smooth(vae.decoder)
     _clear(parameter for name, parameter in vae.decoder.named_parameters() if "scale_shift_table" in name)
     for block in vae.decoder.up_blocks:
