@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 import polyreel
 from polyreel.catalogue import Catalogue
 from polyreel.errors import ConfigurationError, MethodNotAllowed, PolyreelError, UnknownRoute, did_you_mean
+from polyreel.formats import formats
 from polyreel.keys import ApiKeys
 from polyreel.links import LinkSigner
 from polyreel.queue import Queue
@@ -70,6 +71,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
 
     app = FastAPI(title="Polyreel", version=polyreel.__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.services = shared
+    formats()  # imported now, and not by the first request
     app.state.dialect_settings = _dialect_settings(settings)
     app.include_router(health.router)
     app.include_router(files.router)

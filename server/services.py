@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import redis.asyncio
 from fastapi import Request
+from redis.driver_info import DriverInfo
 from starlette.concurrency import run_in_threadpool
 
+import polyreel
 from polyreel.catalogue import Catalogue
 from polyreel.errors import UnknownJob
 from polyreel.formats import formats
@@ -132,7 +134,11 @@ class Services:
 
 def connect_reader(url: str) -> redis.asyncio.Redis:
     """Return the client for polls."""
-    return redis.asyncio.Redis.from_url(url, decode_responses=True, retry=_async_retry(), **BRIEF_TIMEOUTS)
+    # Made here, once: left to itself, redis-py looks its version up on disk for each connection, in a route.
+    driver = DriverInfo().add_upstream_driver("polyreel", polyreel.__version__)
+    return redis.asyncio.Redis.from_url(
+        url, decode_responses=True, retry=_async_retry(), driver_info=driver, **BRIEF_TIMEOUTS
+    )
 
 
 def _async_retry() -> redis.asyncio.retry.Retry:

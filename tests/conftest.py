@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import redis
+from blockbuster import BlockBuster, blockbuster_ctx
 
 from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.catalogue import Catalogue
@@ -148,12 +149,23 @@ class Api:
 
 
 @pytest.fixture
-def make_api(settings: Settings, keys: ApiKeys, records: Records, tmp_path: Path) -> Callable[..., Api]:
+def _no_blocking_routes() -> Iterator[BlockBuster]:
+    """Fail a test in which code of `server` blocks the event loop (the tests themselves may)."""
+    with blockbuster_ctx(["server"]) as blockbuster:
+        yield blockbuster
+
+
+@pytest.fixture
+def make_api(
+    settings: Settings, keys: ApiKeys, records: Records, tmp_path: Path, _no_blocking_routes: BlockBuster
+) -> Callable[..., Api]:
     """Return a factory of APIs; keyword arguments replace settings, e.g. `dialects={"modelslab": {"hold_s": 0}}`."""
 
     def make(**changes: object) -> Api:
         storage = LocalStorage(tmp_path / "results")
+        _no_blocking_routes.deactivate()  # an app is made before its loop runs; a test may make it in its own
         app = create_app(settings.model_copy(update=changes), keys, storage=storage)
+        _no_blocking_routes.activate()
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         http = httpx2.AsyncClient(transport=transport, base_url="http://api.test")
         return Api(http, records, storage, tmp_path)
