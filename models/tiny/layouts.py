@@ -4,8 +4,8 @@ Every layout keeps what the real checkpoint is like from outside: classes, compr
 channel layout, scheduler and its settings. So its sizes and frame counts obey the real rules and the production
 code loads and runs it. Only widths and depths are tiny. The pictures are abstract, and follow prompt and seed.
 
-Weights are drawn under fixed seeds. Two things make the pictures more than grey: `_amplify` on the denoiser's last
-layer (prompt and noise have an effect) and on the decoder's last layer (contrast); the factors were found by looking.
+Weights are drawn under fixed seeds, then changed in three ways, with factors that were found by looking at frames:
+`_amplify` makes the prompt count and gives contrast, `_smooth` and `_share` make clouds of what would be white noise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COPY_CAUSAL = {1: (1.0,), 3: (0.0, 0.0, 1.0)}
 
 
 def ltx() -> Pipeline:
-    """LTX-Video: 32x32x8 compression, patch 1; 512x512, 25 frames, 20 steps in about 3 s on one CPU thread."""
+    """LTX-Video: 32x32x8 compression, patch 1; 512x512, 25 frames, 20 steps in 3 s on one CPU thread."""
     from diffusers import (
         AutoencoderKLLTXVideo,
         FlowMatchEulerDiscreteScheduler,
@@ -88,7 +88,7 @@ def ltx() -> Pipeline:
 
 
 def wan_ti2v() -> Pipeline:
-    """Wan 2.2 TI2V: 16x16x4 compression with 48 channels, one timestep per token; 9 s at 512x512x25 frames."""
+    """Wan 2.2 TI2V: 16x16x4 compression with 48 channels, one timestep per token; 6 s at 512x512x25 frames."""
     from diffusers import AutoencoderKLWan
 
     vae = _seeded(
@@ -171,7 +171,7 @@ def _wan(vae: Module, *, channels: int, flow_shift: float, expand_timesteps: boo
 
 
 def animatediff() -> Pipeline:
-    """AnimateDiff on SD 1.5's layout, with 12 CLIP layers; 512x512, 16 frames, 20 steps in about 13 s.
+    """AnimateDiff on SD 1.5's layout, with 12 CLIP layers; 512x512, 16 frames, 20 steps in 12 s.
 
     Lean where SD 1.5 spends its time: one layer per block, one head, and attention over the picture only where it is
     16 x 16 latents (at 512 px); the motion modules are in every block, as in the real ones.
