@@ -114,6 +114,7 @@ _RULES = {
     "int_type": "an integer",
     "int_from_float": "an integer",
     "int_parsing": "an integer",
+    "number_expected": "a number",
     "float_type": "a number",
     "float_parsing": "a number",
     "finite_number": "a finite number",
