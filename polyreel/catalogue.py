@@ -71,6 +71,9 @@ class ServedModel(BaseModel):
         for field in ("num_frames", "num_inference_steps"):
             if getattr(self.defaults, field) > getattr(self.limits, field):
                 raise ValueError(f"defaults.{field} is over limits.{field}")
+        for field in ("height", "width"):
+            if getattr(self.defaults, field) > self.limits.side:
+                raise ValueError(f"defaults.{field} is over limits.side")
         return self
 
 

@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _absolute_without_slash(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"https?://[^/\s]+(/[^\s?#]*)?", value):
+        if value is not None and not re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", value):
             raise ValueError("write an absolute address such as https://video.example.com")
         return value.rstrip("/") if value else None
 
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     @property
     def storage_url(self) -> str:
         """The storage URL, with the local default filled in."""
-        return self.storage or f"file://{(self.state_dir / 'results').resolve()}"
+        return self.storage or (self.state_dir / "results").resolve().as_uri()  # escapes "#", "%" and "?"
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,15 @@ def load_settings(config: str | None = None, **command_line: object) -> Loaded:
     given = {name: value for name, value in command_line.items() if value is not None}
     layers: list[tuple[str, dict[str, Any]]] = [(f"profile {profile}", read_profile(profile))]
     if Path(secrets_dir).is_dir():
-        layers.append((f"secret files in {secrets_dir}", SecretsSettingsSource(Settings, secrets_dir=secrets_dir)()))
-    layers.append(("environment", _environment()))
+        place = f"secret files in {secrets_dir}"
+        layers.append((place, _read(place, SecretsSettingsSource(Settings, secrets_dir=secrets_dir))))
+    layers.append(("environment", _read("environment", EnvSettingsSource(Settings))))
     layers.append(("command line", given))
     merged: dict[str, Any] = {}
     origin = dict.fromkeys(Settings.model_fields, "default")
     for place, values in layers:
         for name, value in values.items():
-            field = "redis_url" if name == "REDIS_URL" else name
+            field = "redis_url" if name == "REDIS_URL" else str(name)  # YAML keys may be numbers: no, 8000
             merged[field] = _merge(merged.get(field), value)
             origin[field] = place
     try:
@@ -200,19 +201,21 @@ def load_settings(config: str | None = None, **command_line: object) -> Loaded:
     return Loaded(settings, origin)
 
 
-def _environment() -> dict[str, Any]:
+def _read(place: str, source: PydanticBaseSettingsSource) -> dict[str, Any]:
     try:
-        return EnvSettingsSource(Settings)()
+        return source()
     except Exception as err:
-        raise ConfigurationError(f"environment: {err}") from None
+        raise ConfigurationError(f"{place}: {err}") from None
 
 
-def read_profile(name_or_path: str) -> dict[str, Any]:
+def read_profile(name_or_path: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return a profile's values, with those of the profile that its `extends:` names underneath.
 
     Raises:
-        ConfigurationError: no such profile or file, not YAML, or not a mapping.
+        ConfigurationError: no such profile or file, not YAML, not a mapping, or it extends itself.
     """
+    if name_or_path in extended_by:
+        raise ConfigurationError(f"--config {extended_by[0]}: the profile {name_or_path} extends itself.")
     shipped = files("configs")
     names = sorted(entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
     if name_or_path in names:
@@ -225,14 +228,21 @@ def read_profile(name_or_path: str) -> dict[str, Any]:
                 f"--config {name_or_path}: {err.strerror}.{did_you_mean(name_or_path, names)} "
                 f"Give a YAML file or one of the shipped profiles: {', '.join(names)}."
             ) from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"--config {name_or_path}: not valid YAML: the file is not UTF-8 text.") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as err:
-        raise ConfigurationError(f"--config {name_or_path}: not valid YAML: {err}") from None
+        # Not the error's own text: it quotes the line, and the line may hold a key.
+        mark = getattr(err, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(
+            f"--config {name_or_path}: not valid YAML{where}: {getattr(err, 'problem', None) or 'unreadable'}."
+        ) from None
     if not isinstance(values, dict):
         raise ConfigurationError(f"--config {name_or_path}: the file must be a mapping of settings.")
     parent = values.pop("extends", None)
-    return _merge(read_profile(str(parent)), values) if parent else values
+    return _merge(read_profile(str(parent), (*extended_by, name_or_path)), values) if parent else values
 
 
 def _merge(below: Any, above: Any) -> Any:
@@ -250,10 +260,10 @@ def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
     """A misspelt variable would be ignored silently by pydantic-settings; stop the start instead."""
     known = {f"POLYREEL_{name.upper()}" for name in Settings.model_fields if name != "redis_url"} | _START_VARIABLES
     for name in sorted(environment):
-        if name.startswith("POLYREEL_") and name.split("__")[0] not in known:
-            raise ConfigurationError(
-                f"{name}: there is no such setting.{did_you_mean(name, known)} `polyreel config show` lists them all."
-            )
+        upper = name.upper()  # pydantic-settings reads either case
+        if upper.startswith("POLYREEL_") and upper.split("__")[0] not in known:
+            near = " Did you mean REDIS_URL?" if upper == "POLYREEL_REDIS_URL" else did_you_mean(upper, known)
+            raise ConfigurationError(f"{name}: there is no such setting.{near} `polyreel config show` lists them all.")
 
 
 def explain(
@@ -278,10 +288,13 @@ def explain(
 
 def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the field names that are legal at `loc`, following nested models and mappings of models."""
-    for part in loc:
+    parts = iter(loc)
+    for part in parts:
         field = model.model_fields.get(str(part))
-        if field is None:  # a key of a mapping: stay on the model of its values
+        if field is None:
             continue
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+        if getattr(field.annotation, "__origin__", None) is dict:
+            next(parts, None)  # a key of the mapping, which may be called like a field
     return list(model.model_fields)

@@ -1,0 +1,85 @@
+"""The catalogue: public names to entries, and what an entry may say."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from polyreel.catalogue import Catalogue, ServedModel
+from polyreel.errors import ConfigurationError, UnknownModel
+
+
+def served(*names: str, dialect: str = "modelslab", **values: object) -> ServedModel:
+    return ServedModel.model_validate({"family": "ltx", "checkpoint": "tiny:ltx", "names": {dialect: names}, **values})
+
+
+def test_a_public_name_leads_to_its_entry_whatever_its_case() -> None:
+    catalogue = Catalogue({"a": served("LTX", "ltx-2.3"), "b": served("Wan-AI/Wan2.1", dialect="huggingface")})
+    assert catalogue.find("modelslab", "ltx") == "a"
+    assert catalogue.resolve("modelslab", "LTX-2.3") == "a"
+    assert catalogue.resolve("huggingface", "wan-ai/wan2.1") == "b"
+
+
+def test_a_name_belongs_to_its_dialect_alone() -> None:
+    catalogue = Catalogue({"a": served("ltx"), "b": served("ltx", dialect="universal")})
+    assert catalogue.find("modelslab", "ltx") == "a"
+    assert catalogue.find("universal", "ltx") == "b"
+    assert catalogue.find("novita", "ltx") is None
+    assert catalogue.find("modelslab", "a") is None, "a catalogue name is no public name"
+
+
+def test_an_unknown_name_is_refused_with_what_is_served() -> None:
+    catalogue = Catalogue({"a": served("wan2.2", "ltx")})
+    with pytest.raises(UnknownModel) as refused:
+        catalogue.resolve("modelslab", "wan2.1")
+    assert str(refused.value) == "Model wan2.1 is not served here. Did you mean wan2.2? Served: ltx, wan2.2."
+
+
+def test_public_names_keep_the_operators_order() -> None:
+    catalogue = Catalogue({"b": served("two", "one"), "a": served("zero")})
+    assert catalogue.public_names("modelslab") == ["two", "one", "zero"]
+    assert catalogue.public_names("novita") == []
+
+
+def test_two_entries_may_not_share_a_name_of_one_dialect() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Catalogue({"a": served("ltx"), "b": served("LTX")})
+    assert str(refused.value) == (
+        "models.b.names.modelslab: 'LTX' already belongs to a; take it out of one of the two."
+    )
+
+
+def test_an_empty_catalogue_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^models: the catalogue is empty"):
+        Catalogue({})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"limits": {"num_frames": 16}}, "defaults.num_frames is over limits.num_frames"),
+        ({"limits": {"num_inference_steps": 4}}, "defaults.num_inference_steps is over limits.num_inference_steps"),
+        ({"limits": {"side": 256}}, "defaults.height is over limits.side"),
+        ({"limits": {"side": 512}, "defaults": {"width": 640}}, "defaults.width is over limits.side"),
+    ],
+)
+def test_a_default_over_its_own_limit_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        served("ltx", **values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dtype": "int8"},
+        {"defaults": {"fps": 0}},
+        {"defaults": {"fps": float("inf")}},
+        {"defaults": {"guidance_scale": float("nan")}},
+        {"defaults": {"height": 63}},
+        {"limits": {"side": 63}},
+    ],
+    ids=str,
+)
+def test_a_value_that_no_pipeline_could_run_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        served("ltx", **values)
