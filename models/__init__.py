@@ -44,9 +44,7 @@ class Family(Protocol):
             CheckpointUnavailable: the folder is missing, incomplete, of another class, or holds pickles.
         """
 
-    def generate(
-        self, pipeline: Pipeline, requests: Sequence[VideoRequest], on_step: StepCallback
-    ) -> list[np.ndarray]:
+    def generate(self, pipeline: Pipeline, requests: Sequence[VideoRequest], on_step: StepCallback) -> list[np.ndarray]:
         """Denoise `requests` into frames, one array per request in the same order.
 
         Args:

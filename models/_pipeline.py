@@ -168,7 +168,8 @@ def run_pipeline(
     except PolyreelError:
         raise
     except Exception as err:
-        raise GenerationFailed(f"{type(pipeline).__name__} failed: {type(err).__name__}: {err}") from err
+        # The cause's own text may hold paths; it goes to the log, the kind of error to the client.
+        raise GenerationFailed(f"{type(pipeline).__name__} failed with {type(err).__name__}.") from err
     finally:
         # The pipeline does this at the end of a good call only. Without it a cancelled request leaves its
         # offload hooks and step caches to the next one, which then differs or fails on another size.

@@ -19,7 +19,16 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from polyreel.job import MAX_ATTEMPTS, VideoJob
-from polyreel.records import BRIEF_TIMEOUTS, Records, StoredJob, brief_retry, connect, patient_retry, redis_errors
+from polyreel.records import (
+    BRIEF_TIMEOUTS,
+    HEARTBEAT_TTL_S,
+    Records,
+    StoredJob,
+    brief_retry,
+    connect,
+    patient_retry,
+    redis_errors,
+)
 
 QUEUE_NAME = "polyreel"
 
@@ -107,13 +116,21 @@ class Queue:
             Job.fetch(job_id, connection=self._rq.connection, serializer=JSONSerializer).delete()
         self._enqueue(job_id)
 
+    def _is_abandoned(self, stored: StoredJob, now: float) -> bool:
+        """Return whether the worker that claimed a job is dead, or has long stopped running it."""
+        worker = stored.job.worker
+        if not self.records.is_alive(worker):
+            return True
+        # A claim is newer than the heartbeat that tells of it.
+        return now - stored.job.started_at > HEARTBEAT_TTL_S and not self.records.has_job(worker, stored.job.id)
+
     def reconcile(self, now: float | None = None) -> list[str]:
         """Put every open job that nobody has and that is in no list back into the queue.
 
-        Covers a worker that died with the job (its heartbeat is gone), an id popped by a worker that died before
-        it claimed, and a record whose enqueue never happened (both must be missing twice in a row: a live worker
-        may be between popping and claiming). Running it in several workers at once is harmless: a claim is given
-        once.
+        Covers a worker that died with the job (its heartbeat is gone) or dropped it because Redis was away, an id
+        popped by a worker that died before it claimed, and a record whose enqueue never happened (the last two must
+        be missing twice in a row: a live worker may be between popping and claiming). Running it in several workers
+        at once is harmless: a claim is given once.
 
         Returns:
             The ids that were repaired.
@@ -134,6 +151,6 @@ class Queue:
                     continue
                 self._replace_entry(job_id)
                 repaired.append(job_id)
-            elif not self.records.is_alive(stored.job.worker) and self.requeue(stored):
+            elif self._is_abandoned(stored, now) and self.requeue(stored):
                 repaired.append(job_id)
         return repaired

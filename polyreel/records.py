@@ -250,6 +250,11 @@ class Records:
         """Return whether `worker` has beaten lately."""
         return bool(self.client.exists(f"{WORKER_PREFIX}{worker}"))
 
+    def has_job(self, worker: str, job_id: str) -> bool:
+        """Return whether `worker` lives and, if its heartbeat names the job it runs, runs `job_id`."""
+        said = self.client.get(f"{WORKER_PREFIX}{worker}")
+        return said is not None and json.loads(str(said)).get("job", job_id) == job_id
+
     def learn_seconds(self, model: str, seconds: float) -> None:
         """Move a model's mean seconds per job towards the newest measurement."""
         before = self.client.hget(SECONDS, model)

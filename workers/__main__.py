@@ -78,7 +78,13 @@ def _work(options: argparse.Namespace) -> int:
     heartbeat = Heartbeat(
         queue,
         name,
-        lambda: {"device": device, "models": ready, "loaded": residency.loaded, "unavailable": _troubles(state)},
+        lambda: {
+            "device": device,
+            "models": ready,
+            "loaded": residency.loaded,
+            "unavailable": _troubles(state),
+            "job": runner.current,
+        },
     )
     worker = make_worker(rq_connection(url, patient=True), name, {GENERATE_TASK: runner.run})
     heartbeat.start()

@@ -18,10 +18,11 @@ import numpy as np
 import structlog
 from rq.timeouts import JobTimeoutException
 
-from polyreel.errors import Cancelled, PolyreelError
+from polyreel.errors import Cancelled, PolyreelError, QueueUnavailable
 from polyreel.formats import formats
 from polyreel.job import JobStatus, Output, VideoJob
 from polyreel.queue import Queue
+from polyreel.records import redis_errors
 from polyreel.request import OutputSpec
 from polyreel.storage import Storage
 from workers.residency import Residency, free_memory
@@ -50,6 +51,8 @@ class JobRunner:
         self.storage = storage
         self.scratch = scratch
         self.worker = worker
+        #: Id of the job that is being run, "" between jobs; told in the heartbeat, read from its thread.
+        self.current = ""
 
     def run(self, job_id: str) -> None:
         """Claim and run a job; return without doing anything when it is not to be had (ended, or someone has it).
@@ -57,9 +60,11 @@ class JobRunner:
         Expected failures end in the record and do not raise. A stop of the process (SystemExit) hands the job back
         uncounted and goes on up.
         """
+        self.current = job_id
         fence = self.records.claim(job_id, self.worker, time.time())
         stored = self.records.get(job_id)
         if fence == 0 or stored is None:
+            self.current = ""
             log.info("job not to be had", job_id=job_id)
             return
         job = stored.job
@@ -68,6 +73,9 @@ class JobRunner:
                 self._run_claimed(job, fence)
             except Cancelled:
                 log.info("job dropped", reason="cancelled, or given to another worker")
+            except QueueUnavailable:
+                # Nothing can be recorded. We stop having it (see `current`), so that it runs again when Redis is back.
+                log.error("job dropped", reason="the queue stayed away")
             except (SystemExit, KeyboardInterrupt):
                 # Only the record: RQ is about to mark its entry as failed, and `reconcile` makes a new one.
                 self.records.release(job_id, fence, counted=False)
@@ -75,6 +83,8 @@ class JobRunner:
                 raise
             except BaseException as err:
                 self._fail(job, fence, err)
+            finally:
+                self.current = ""
 
     def _run_claimed(self, job: VideoJob, fence: int) -> None:
         timings: dict[str, float] = {}
@@ -108,7 +118,9 @@ class JobRunner:
         log.info("job succeeded", **{f"{stage}_s": round(seconds, 3) for stage, seconds in timings.items()})
 
     def _advance(self, job: VideoJob, fence: int, status: JobStatus, **fields: object) -> None:
-        if not self.records.advance(job.id, fence, status, **fields):
+        with redis_errors():
+            is_ours = self.records.advance(job.id, fence, status, **fields)
+        if not is_ours:
             raise Cancelled("The job ended, or belongs to another worker now.")
 
     def _on_step(self, job: VideoJob, fence: int) -> Callable[[int, int], None]:

@@ -85,7 +85,7 @@ def running(server: LiveServer, job_id: int) -> Callable[[], bool]:
 
 
 def test_processes_show_their_names_in_ps(server: LiveServer) -> None:
-    titles = {" ".join(process.cmdline()) for process in psutil.Process(server.process.pid).children()}
+    titles = {" ".join(process.cmdline()).strip() for process in psutil.Process(server.process.pid).children()}
     assert "polyreel serve" in titles
     assert "polyreel worker" in titles
 
