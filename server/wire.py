@@ -29,6 +29,18 @@ Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
 
 
+def _joined(value: object) -> object:
+    if isinstance(value, list):
+        if not all(isinstance(prompt, str) for prompt in value):
+            raise PydanticCustomError("prompts_expected", "must be a string or a list of strings")
+        return ", ".join(prompt for prompt in value if prompt.strip())
+    return value
+
+
+#: One prompt, or a list of them that is joined by commas.
+Prompts = Annotated[str, BeforeValidator(_joined)]
+
+
 def check_range(field: str, value: float, low: float, high: float, hint: str = "") -> None:
     """Raise `InvalidRequest` unless `low <= value <= high`; `hint` is appended to the message."""
     if not low <= value <= high:
