@@ -1,14 +1,15 @@
 """Job records in Redis: the truth about every job, and the only code that writes one.
 
-    polyreel:job:{id}       hash, the fields of `VideoJob` and three of ours (below)
+    polyreel:job:{id}       hash, the fields of `VideoJob` and four of ours (below)
     polyreel:open           sorted set of unfinished job ids by creation time
     polyreel:number:{n}     the job id behind a whole-number id (ModelsLab's clients want integers)
     polyreel:worker:{name}  what a live worker says of itself, JSON; expires when it stops beating
     polyreel:seconds        hash, model name to the moving mean of its seconds per job
 
 Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a write that carries an older fence
-comes from a worker that was given up, and is refused), `number` is the integer id. Each change is one Lua script,
-so no two processes can both be right. Records of finished jobs expire with their files; open ones never do.
+comes from a worker that was given up, and is refused), `claim` names the call that claimed, `number` is the integer
+id. Each change is one Lua script, so no two processes can both be right; and since a client sends a script again
+when the reply was lost, creating and claiming twice is the same as once. Records of finished jobs expire with their files; open ones never do.
 
 Seam: leases with deadlines, batching and fair order belong to the claim (`Records.claim`) and have an issue of
 their own. Here a dead worker is known by its missing heartbeat.
@@ -17,6 +18,8 @@ their own. Here a dead worker is known by its missing heartbeat.
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +42,8 @@ HEARTBEAT_TTL_S = 15
 _RANK = "local rank = {" + ", ".join(f"{s.value}={s.rank}" for s in JobStatus) + "}\n"
 
 _CREATE = """
+local have = redis.call('HGET', KEYS[1], 'number')
+if have then return have end
 if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
 local t = redis.call('TIME')
 local last = tonumber(redis.call('GET', 'polyreel:number') or '0')
@@ -54,10 +59,11 @@ return string.format('%.0f', number)
 _CLAIM = (
     _RANK
     + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'claimable', 'attempts')
-if not r[1] or rank[r[1]] == 5 or r[2] ~= '1' then return 0 end
+local r = redis.call('HMGET', KEYS[1], 'status', 'claimable', 'claim', 'fence')
+if not r[1] or rank[r[1]] == 5 then return 0 end
+if r[2] ~= '1' then return r[3] == ARGV[3] and tonumber(r[4]) or 0 end
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
-redis.call('HSET', KEYS[1], 'claimable', 0, 'worker', ARGV[1], 'started_at', ARGV[2])
+redis.call('HSET', KEYS[1], 'claimable', 0, 'worker', ARGV[1], 'started_at', ARGV[2], 'claim', ARGV[3])
 if rank[r[1]] < rank['loading'] then redis.call('HSET', KEYS[1], 'status', 'loading') end
 return redis.call('HINCRBY', KEYS[1], 'fence', 1)
 """
@@ -199,7 +205,7 @@ class Records:
 
     def claim(self, job_id: str, worker: str, now: float) -> int:
         """Give an unclaimed, open job to `worker`; return the fence to write with, or 0 when it is not to be had."""
-        return int(self._claim(keys=[job_key(job_id)], args=[worker, now]))
+        return int(self._claim(keys=[job_key(job_id)], args=[worker, now, uuid.uuid4().hex]))
 
     def advance(self, job_id: str, fence: int | None, status: JobStatus, **fields: object) -> bool:
         """Move a job forward and set fields; a lower status than the record's changes the fields alone.
@@ -221,13 +227,14 @@ class Records:
         return bool(self._release(keys=[job_key(job_id)], args=[fence, "0" if counted else "1"]))
 
     def give_up(self, stored: StoredJob) -> None:
-        """Fail a job that has had its attempts."""
+        """Fail a job that has had its attempts; one that moved on since it was read is left alone."""
         self.advance(
             stored.job.id,
-            None,
+            stored.fence,
             JobStatus.FAILED,
             error_code="worker_died",
             error_message=f"The worker died {MAX_ATTEMPTS} times while it ran this job; it is not tried again.",
+            ended_at=time.time(),
         )
 
     def open_ids(self) -> list[str]:

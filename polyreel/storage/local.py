@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ class LocalStorage:
     def size(self, key: str) -> int | None:
         """Return bytes, or None when there is no such file."""
         try:
-            return self.path(key).stat().st_size
+            found = self.path(key).stat()
         except OSError:
             return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def open(self, key: str) -> BinaryIO:
         """Open for reading."""
@@ -62,8 +64,9 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         """Remove the file if it is there."""
-        with suppress(FileNotFoundError):
-            self.path(key).unlink()
+        if self.size(key) is not None:
+            with suppress(FileNotFoundError):
+                self.path(key).unlink()
 
     def url(self, key: str, expires_at: float) -> str | None:
         """Return None: a disk has no web server, our `/files` route serves it."""

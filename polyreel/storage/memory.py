@@ -19,7 +19,11 @@ class MemoryStorage:
 
     def put(self, source: Path, key: str) -> None:
         """Read the file whole and keep it."""
-        self.files[check_key(key)] = source.read_bytes()
+        check_key(key)
+        try:
+            self.files[key] = source.read_bytes()
+        except OSError as err:
+            raise StorageFailed(f"The result could not be stored: {err.strerror}.") from err
 
     def size(self, key: str) -> int | None:
         """Return bytes, or None when there is no such file."""

@@ -1,0 +1,223 @@
+"""What every storage promises, over all kinds that `storage_kinds()` finds; then what only a local folder does."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from polyreel.errors import ConfigurationError, StorageFailed
+from polyreel.storage import Storage, connect_storage, storage_kinds
+from polyreel.storage.local import LocalStorage
+
+KEY = "out/7b1e/7b1e.mp4"
+
+#: A kind whose storage needs more than "NAME:" to connect says here how a test connects it.
+URLS = {"file": "file://{folder}/stored"}
+
+
+@pytest.fixture(params=sorted(storage_kinds()))
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return connect_storage(URLS.get(request.param, f"{request.param}:").format(folder=tmp_path))
+
+
+@pytest.fixture
+def source(tmp_path: Path):
+    """Return a writer of files to be stored."""
+
+    def write(content: bytes) -> Path:
+        path = tmp_path / "source"
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def read(storage: Storage, key: str = KEY) -> bytes:
+    with storage.open(key) as file:
+        return file.read()
+
+
+def test_a_stored_file_reads_back(storage: Storage, source) -> None:
+    storage.put(source(b"the video"), KEY)
+    assert read(storage) == b"the video"
+    assert storage.size(KEY) == 9
+
+
+def test_a_stored_file_is_a_copy(storage: Storage, source) -> None:
+    path = source(b"the video")
+    storage.put(path, KEY)
+    assert path.read_bytes() == b"the video"
+    path.write_bytes(b"something else")
+    assert read(storage) == b"the video"
+
+
+def test_an_open_file_is_seekable(storage: Storage, source) -> None:
+    storage.put(source(b"0123456789"), KEY)
+    with storage.open(KEY) as file:
+        file.seek(4)
+        assert file.read(3) == b"456"
+
+
+def test_an_empty_file_is_a_file(storage: Storage, source) -> None:
+    storage.put(source(b""), KEY)
+    assert storage.size(KEY) == 0
+    assert read(storage) == b""
+
+
+def test_a_second_put_replaces_the_file(storage: Storage, source) -> None:
+    storage.put(source(b"a longer first file"), KEY)
+    storage.put(source(b"second"), KEY)
+    assert read(storage) == b"second"
+    assert storage.size(KEY) == 6
+
+
+def test_what_is_not_there_has_no_size_and_does_not_open(storage: Storage) -> None:
+    assert storage.size(KEY) is None
+    with pytest.raises(StorageFailed, match=r"^No such file\.$"):
+        storage.open(KEY)
+
+
+def test_a_deleted_file_is_gone_and_deleting_again_is_nothing(storage: Storage, source) -> None:
+    storage.put(source(b"the video"), KEY)
+    storage.delete(KEY)
+    storage.delete(KEY)
+    assert storage.size(KEY) is None
+
+
+def test_the_folder_of_a_key_is_no_file(storage: Storage, source) -> None:
+    storage.put(source(b"the video"), KEY)
+    assert storage.size("out/7b1e") is None
+    with pytest.raises(StorageFailed):
+        storage.open("out/7b1e")
+    storage.delete("out/7b1e")
+    assert read(storage) == b"the video"
+
+
+def test_a_source_that_cannot_be_read_stores_nothing(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(StorageFailed):
+        storage.put(tmp_path / "not there", KEY)
+    assert storage.size(KEY) is None
+
+
+def test_a_half_written_file_is_never_visible(storage: Storage, tmp_path: Path) -> None:
+    """The source is a pipe, so the writer can be held in the middle of its work."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    putting = threading.Thread(target=storage.put, args=(pipe, KEY))
+    putting.start()
+    with pipe.open("wb") as half:
+        half.write(b"first half, ")
+        half.flush()
+        assert storage.size(KEY) is None
+        half.write(b"second half")
+    putting.join(10)
+    assert read(storage) == b"first half, second half"
+
+
+def test_a_failed_replacement_leaves_the_old_file(storage: Storage, source, tmp_path: Path) -> None:
+    storage.put(source(b"old"), KEY)
+    with pytest.raises(StorageFailed):
+        storage.put(tmp_path, KEY)  # a folder cannot be read
+    assert read(storage) == b"old"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "../secret",
+        "out/../../secret",
+        "out/..",
+        "out/a..b",
+        "/etc/passwd",
+        "out//a.mp4",
+        "out/",
+        "out",
+        "",
+        "out/%2e%2e/secret",
+        "out/a\x00.mp4",
+        "out\\..\\secret",
+        "out/A.mp4",
+        "Out/a.mp4",
+        "out/.hidden",
+        "out/é.mp4",
+        "out/a.mp4\n",
+        "~/a.mp4",
+    ],
+    ids=repr,
+)
+def test_a_key_that_we_do_not_make_is_refused_everywhere(storage: Storage, source, key: str) -> None:
+    for call in (storage.size, storage.open, storage.delete, lambda key: storage.put(source(b"x"), key)):
+        with pytest.raises(StorageFailed, match=r"^No such file\.$"):
+            call(key)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("results", "storage: a URL without a scheme is not a storage."),
+        ("", "storage: a URL without a scheme is not a storage."),
+        ("fil:///results", "storage: fil is not a storage. Did you mean file?"),
+        ("gopher://host/results", "storage: gopher is not a storage. Known: file:, memory:"),
+        ("file://results", "must name an absolute folder: file:///var/lib/polyreel/results."),
+        ("file:results", "must name an absolute folder"),
+        ("file:./results", "must name an absolute folder"),
+    ],
+)
+def test_a_url_that_names_no_storage_is_refused(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        connect_storage(url)
+    assert message in str(refused.value)
+
+
+def test_a_local_storage_makes_its_folder(tmp_path: Path) -> None:
+    assert connect_storage(f"file://{tmp_path}/a/b%20c") == LocalStorage(tmp_path / "a" / "b c")
+    assert (tmp_path / "a" / "b c").is_dir()
+
+
+def test_a_local_storage_leaves_no_draft_behind(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "stored")
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    storage.put(source, KEY)
+    with pytest.raises(StorageFailed):
+        storage.put(tmp_path, KEY)
+    assert [path.name for path in (tmp_path / "stored" / "out" / "7b1e").iterdir()] == ["7b1e.mp4"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError) as refused:
+        connect_storage(f"file://{tmp_path}/file")
+    assert str(refused.value) == f"storage: the folder {tmp_path}/file cannot be made: File exists."
+
+
+def test_a_folder_that_cannot_be_written_gives_the_reason(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    (tmp_path / "stored").mkdir()
+    (tmp_path / "stored" / "out").write_text("a file where a folder must be")
+    with pytest.raises(StorageFailed, match=r"^The result could not be stored: (Not a directory|File exists)\.$"):
+        LocalStorage(tmp_path / "stored").put(source, KEY)
+
+
+needs_a_plain_user = pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+
+
+@needs_a_plain_user
+def test_a_read_only_folder_is_refused_at_start_with_the_reason(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigurationError, match=r"cannot be made: Permission denied\.$"):
+        connect_storage(f"file://{tmp_path}/results")
+
+
+@needs_a_plain_user
+def test_a_folder_that_became_read_only_fails_the_put_with_the_reason(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    storage = connect_storage(f"file://{tmp_path}/results")
+    (tmp_path / "results").chmod(0o500)
+    with pytest.raises(StorageFailed, match=r"^The result could not be stored: Permission denied\.$"):
+        storage.put(source, KEY)
