@@ -83,7 +83,7 @@ def start_embedded(state_dir: Path) -> EmbeddedBroker:
     Raises:
         ConfigurationError: no binary, or the server does not start (quotes its log's last lines).
     """
-    folder = state_dir / "queue"
+    folder = (state_dir / "queue").resolve()  # the server changes into it, so a relative log path would be lost
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket = _socket_path(folder)
     url = f"unix://{socket}"

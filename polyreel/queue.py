@@ -140,7 +140,10 @@ class Queue:
         missed_before, self._missed = self._missed, set()
         repaired = []
         for job_id in self.records.open_ids():
-            stored = self.records.get(job_id)
+            try:
+                stored = self.records.get(job_id)
+            except (KeyError, TypeError, ValueError):
+                continue  # another version of the server wrote it, and knows how to run it
             if stored is None:
                 self.records.forget_open(job_id)
             elif stored.claimable:

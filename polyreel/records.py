@@ -9,7 +9,8 @@
 Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a write that carries an older fence
 comes from a worker that was given up, and is refused), `claim` names the call that claimed, `number` is the integer
 id. Each change is one Lua script, so no two processes can both be right; and since a client sends a script again
-when the reply was lost, creating and claiming twice is the same as once. Records of finished jobs expire with their files; open ones never do.
+when its reply was lost, creating and claiming twice is the same as once. Records of finished jobs expire with their
+files; open ones never do.
 
 Seam: leases with deadlines, batching and fair order belong to the claim (`Records.claim`) and have an issue of
 their own. Here a dead worker is known by its missing heartbeat.
