@@ -39,8 +39,10 @@ REPRODUCIBLE = ("-map_metadata", "-1", "-flags:v", "+bitexact", "-fflags", "+bit
 #: RGB becomes BT.709 with limited range, and the file says so: swscale's own choice for untagged RGB is BT.601,
 #: which players of HD material show with a green cast. ITU-R BT.709-6, section 3.
 BT709 = (
-    *("-vf", "scale=out_color_matrix=bt709:out_range=limited:flags=bicubic+accurate_rnd+full_chroma_int"),
-    *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
+    "-vf",
+    "scale=out_color_matrix=bt709:out_range=limited:flags=bicubic+accurate_rnd+full_chroma_int,"
+    # On the frames, because ffmpeg 9 lets their tags win over the options -color_primaries and -color_trc.
+    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=limited",
 )
 
 _STDERR_LINES = 5

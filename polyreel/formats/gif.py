@@ -11,7 +11,7 @@ do not shimmer and the encoder can leave unchanged borders out. Steps:
 4. look up every pixel with the threshold of its place in a 4x4 Bayer matrix.
 
 ffmpeg only packs the result: its own palettegen and paletteuse need 450 to 750 ms for a frame of 512x512, this
-needs 10. PSNR of a grainy moving scene, 512x512: see the table in `benchmarks/bench_formats.py`.
+needs 10. PSNR_PLACEHOLDER
 
 Arithmetic that decides anything stays on whole numbers below 2**24 (float32) or 2**53 (float64), which floats hold
 exactly: the bytes do not depend on the order in which a BLAS adds. numpy is imported where it is needed, because
@@ -26,6 +26,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polyreel.errors import EncodingFailed
 from polyreel.formats import Format
 from polyreel.formats._ffmpeg import REPRODUCIBLE, check_frames, encode_raw, frame_rate
 from polyreel.request import OutputSpec
@@ -45,8 +46,9 @@ _MAX_BINS = 1 << 15
 #: and gradients stay smooth; see `_mixing_table`.
 _GRAIN_COST = 0.3
 
-#: A GIF frame lasts whole centiseconds, at least one.
+#: A GIF frame lasts whole centiseconds, at least one, at most what 16 bits hold.
 _MAX_FPS = 100
+_MAX_DELAY = 65535
 
 
 class Gif:
@@ -74,6 +76,8 @@ class Gif:
         check_frames(frames)
         num_frames, height, width, _ = frames.shape
         rate = min(frame_rate(spec.fps), Fraction(_MAX_FPS))
+        if 100 / rate > _MAX_DELAY:
+            raise EncodingFailed(f"A GIF frame lasts at most {_MAX_DELAY / 100} s, got fps {spec.fps}.")
         last_delay = _centiseconds(num_frames, rate) - _centiseconds(num_frames - 1, rate)
         options = (
             *("-c:v", "gif", "-gifflags", "+offsetting-transdiff", *REPRODUCIBLE),

@@ -1,0 +1,333 @@
+"""What every output format promises, over all that `formats()` finds: a new one is tested without being named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scenes import decode, duration_s, frame_times, moving_gradient, psnr, still
+
+from polyreel.errors import EncodingFailed
+from polyreel.formats import Format, _ffmpeg, formats
+from polyreel.request import OutputSpec
+
+ALL = list(formats().values())
+VIDEOS = [form for form in ALL if form.name != "zip"]
+
+# dB on `moving_gradient`, a little below what each format reaches; a new format is held to 30.
+FAITHFUL = {"mp4": 33.0, "webm": 31.5, "gif": 33.0, "zip": float("inf")}
+
+
+def each(of: list[Format]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("form", of, ids=lambda form: form.name)
+
+
+def encode(form: Format, frames: np.ndarray, path: Path, fps: float = 8, quality: str = "good") -> Path:
+    file = path / f"video.{form.extension}"
+    form.encode(frames, OutputSpec(form.name, fps, quality), file)
+    return file
+
+
+def use_encoder(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Put a shell script in ffmpeg's place."""
+    program = folder / "encoder"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+
+
+def test_the_four_documented_formats_are_found():
+    known = {name: (form.media_type, form.extension) for name, form in formats().items()}
+
+    assert known == {
+        "mp4": ("video/mp4", "mp4"),
+        "webm": ("video/webm", "webm"),
+        "gif": ("image/gif", "gif"),
+        "zip": ("application/zip", "zip"),
+    }
+
+
+def test_listing_formats_loads_no_array_or_picture_library():
+    program = (
+        "import sys; from polyreel.formats import formats; formats();"
+        "print(sorted({'numpy', 'PIL', 'imageio_ffmpeg'} & set(sys.modules)))"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "[]\n"
+
+
+@each(ALL)
+def test_frames_come_back_in_number_size_and_look(form, tmp_path):
+    frames = moving_gradient(num_frames=9, height=48, width=64)
+
+    decoded = decode(encode(form, frames, tmp_path))
+
+    assert decoded.shape == (9, 48, 64, 3)
+    assert psnr(frames, decoded) >= FAITHFUL.get(form.name, 30.0)
+
+
+@each(ALL)
+def test_frames_keep_their_order(form, tmp_path):
+    levels = np.arange(20, 220, 20, dtype=np.uint8)  # ten frames, each lighter than the one before
+    frames = np.ones((10, 32, 32, 3), np.uint8) * levels[:, None, None, None]
+
+    decoded = decode(encode(form, frames, tmp_path))
+
+    assert decoded.mean((1, 2, 3)) == pytest.approx([20, 40, 60, 80, 100, 120, 140, 160, 180, 200], abs=3)
+
+
+@each(ALL)
+@pytest.mark.parametrize("quality", ["fast", "good", "best"])
+def test_every_quality_gives_every_frame(form, quality, tmp_path):
+    assert decode(encode(form, moving_gradient(5), tmp_path, quality=quality)).shape == (5, 64, 64, 3)
+
+
+@each(ALL)
+def test_odd_sizes_are_delivered_exactly(form, tmp_path):
+    frames = moving_gradient(num_frames=5, height=63, width=65)
+
+    decoded = decode(encode(form, frames, tmp_path))
+
+    assert decoded.shape == (5, 63, 65, 3)
+    assert psnr(frames, decoded) >= 30.0
+
+
+@each(ALL)
+def test_a_single_frame_is_a_video(form, tmp_path):
+    assert decode(encode(form, moving_gradient(1), tmp_path)).shape == (1, 64, 64, 3)
+
+
+@each(ALL)
+def test_identical_neighbours_stay_separate_frames(form, tmp_path):
+    frames = np.concatenate([still(6), moving_gradient(3), still(6)])
+
+    assert decode(encode(form, frames, tmp_path)).shape == (15, 64, 64, 3)
+
+
+@each(ALL)
+def test_a_still_video_keeps_every_frame(form, tmp_path):
+    assert decode(encode(form, still(12), tmp_path)).shape == (12, 64, 64, 3)
+
+
+@each(ALL)
+def test_the_same_frames_give_the_same_bytes(form, tmp_path):
+    digests = set()
+    for folder in ("first", "second", "third"):
+        (tmp_path / folder).mkdir()
+        file = encode(form, moving_gradient(), tmp_path / folder)
+        digests.add(hashlib.sha256(file.read_bytes()).hexdigest())
+        time.sleep(1.1 if folder == "first" else 0)  # a date in the file would differ
+
+    assert len(digests) == 1
+
+
+@each(ALL)
+def test_frames_need_not_be_contiguous_in_memory(form, tmp_path):
+    wide = moving_gradient(num_frames=5, width=128)
+
+    decoded = decode(encode(form, wide[:, :, ::2], tmp_path))
+
+    assert psnr(wide[:, :, ::2], decoded) >= 30.0
+
+
+@each(VIDEOS)
+def test_eight_frames_at_eight_fps_last_a_second(form, tmp_path):
+    file = encode(form, moving_gradient(8), tmp_path, fps=8)
+
+    assert duration_s(file) == 1.0
+    assert frame_times(file) == pytest.approx([0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875], abs=0.0051)
+
+
+@each(VIDEOS)
+@pytest.mark.parametrize(
+    ("fps", "last_start_s"), [(7.0, 1.143), (23.976, 0.334), (0.5, 16.0), (24000 / 1001, 0.334), (16.0, 0.5)]
+)
+def test_any_rate_is_kept(form, fps, last_start_s, tmp_path):
+    file = encode(form, moving_gradient(9), tmp_path, fps=fps)
+
+    assert frame_times(file)[8] == pytest.approx(last_start_s, abs=0.0051)  # GIF counts centiseconds
+
+
+@each(ALL)
+@pytest.mark.parametrize(
+    ("frames", "got"),
+    [
+        (np.zeros((3, 64, 64, 3), np.float32), "float32 of shape (3, 64, 64, 3)"),
+        (np.zeros((3, 64, 64, 4), np.uint8), "uint8 of shape (3, 64, 64, 4)"),
+        (np.zeros((64, 64, 3), np.uint8), "uint8 of shape (64, 64, 3)"),
+        (np.zeros((0, 64, 64, 3), np.uint8), "uint8 of shape (0, 64, 64, 3)"),
+    ],
+    ids=["floats", "alpha", "one picture", "no frame"],
+)
+def test_anything_but_rgb_frames_is_refused(form, frames, got, tmp_path):
+    with pytest.raises(EncodingFailed) as refusal:
+        encode(form, frames, tmp_path)
+
+    assert refusal.value.message == (
+        f"Frames must be a uint8 array of shape (num_frames, height, width, 3) with at least one frame, got {got}."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@each(VIDEOS)
+@pytest.mark.parametrize("fps", [0.0, -8.0, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(form, fps, tmp_path):
+    with pytest.raises(EncodingFailed, match=r"fps must be a finite number above 0, got "):
+        encode(form, moving_gradient(2), tmp_path, fps=fps)
+
+
+@pytest.mark.parametrize("name", ["mp4", "webm"])
+def test_an_unknown_quality_is_refused_with_the_known_ones(name, tmp_path):
+    with pytest.raises(EncodingFailed, match=f"quality of {name} must be one of fast, good, best, got superb"):
+        encode(formats()[name], moving_gradient(2), tmp_path, quality="superb")
+
+
+@each(ALL)
+def test_a_folder_that_is_not_there_fails_with_a_reason(form, tmp_path):
+    with pytest.raises(EncodingFailed, match="No such file or directory"):
+        encode(form, moving_gradient(2), tmp_path / "absent")
+
+
+@each(VIDEOS)
+def test_a_failing_encoder_names_the_reason_and_leaves_no_file(form, monkeypatch, tmp_path):
+    use_encoder(
+        monkeypatch,
+        tmp_path,
+        'for out; do :; done; echo half > "${out#file:}"; echo first >&2; echo "disk is full" >&2; exit 3',
+    )
+    (tmp_path / "out").mkdir()
+
+    with pytest.raises(EncodingFailed) as failure:
+        encode(form, moving_gradient(), tmp_path / "out")
+
+    assert failure.value.message == "ffmpeg ended with code 3. first | disk is full"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@each(VIDEOS)
+def test_a_full_stderr_does_not_block_the_encoder(form, monkeypatch, tmp_path):
+    use_encoder(monkeypatch, tmp_path, "yes complaint | head -c 1000000 >&2; cat > /dev/null; echo last >&2; exit 1")
+
+    with pytest.raises(EncodingFailed, match=r"complaint \| complaint \| complaint \| complaint \| last$"):
+        encode(form, moving_gradient(), tmp_path)
+
+
+@each(VIDEOS)
+def test_a_missing_encoder_is_named(form, monkeypatch, tmp_path):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+
+    with pytest.raises(EncodingFailed, match=r"ffmpeg could not be started: .*'/nowhere/ffmpeg'"):
+        encode(form, moving_gradient(2), tmp_path)
+
+
+@each(VIDEOS)
+def test_an_encoder_that_writes_nothing_did_not_succeed(form, monkeypatch, tmp_path):
+    use_encoder(monkeypatch, tmp_path, "cat > /dev/null")
+
+    with pytest.raises(EncodingFailed, match=r"ffmpeg wrote no video\.\w+, although it reported no error"):
+        encode(form, moving_gradient(2), tmp_path)
+
+
+@each(VIDEOS)
+def test_an_encoder_that_stops_reading_did_not_succeed(form, monkeypatch, tmp_path):
+    use_encoder(monkeypatch, tmp_path, 'for out; do :; done; echo short > "${out#file:}"')
+
+    with pytest.raises(EncodingFailed, match="ffmpeg ended with code 0 before the last frame"):
+        encode(form, moving_gradient(40), tmp_path)  # more than a pipe holds
+
+    assert not list(tmp_path.glob("video.*"))
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["after the last frame", "before the first"])
+def test_an_encoder_that_hangs_is_killed_in_time(reads, monkeypatch, tmp_path):
+    pid = tmp_path / "pid"
+    use_encoder(monkeypatch, tmp_path, f"echo $$ > {pid}; {'cat > /dev/null;' if reads else ''} exec sleep 600")
+
+    with pytest.raises(EncodingFailed, match=r"ffmpeg was stopped after 0\.5 s"):
+        _encode_raw(moving_gradient(40), tmp_path / "video.mp4", timeout_s=0.5)
+
+    assert not is_running(int(pid.read_text()))
+    assert not (tmp_path / "video.mp4").exists()
+
+
+def test_an_encoder_ends_when_the_frames_fail(monkeypatch, tmp_path):
+    pid = tmp_path / "pid"
+    use_encoder(monkeypatch, tmp_path, f"echo $$ > {pid}; exec sleep 600")
+
+    def frames():
+        yield b"one"
+        wait_until(lambda: pid.exists() and pid.read_text())
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _ffmpeg.encode_raw(frames(), (), tmp_path / "video.mp4", pix_fmt="rgb24", size=(64, 64), rate=8)
+
+    assert not is_running(int(pid.read_text()))
+    assert not (tmp_path / "video.mp4").exists()
+
+
+def test_an_encoder_ends_when_its_parent_is_killed(tmp_path):
+    program = """if True:
+        import sys, time
+        from fractions import Fraction
+        from pathlib import Path
+        from polyreel.formats import _ffmpeg
+
+        def frames():
+            yield bytes(64 * 64 * 3)
+            time.sleep(600)
+
+        options = ("-f", "mp4")
+        _ffmpeg.encode_raw(frames(), options, Path(sys.argv[1]), pix_fmt="rgb24", size=(64, 64), rate=Fraction(8))
+    """
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "video.mp4")])
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    wait_until(lambda: children.read_text())
+    child = int(children.read_text().split()[0])
+
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+
+    wait_until(lambda: not is_running(child))
+
+
+def test_a_colon_in_the_file_name_is_no_protocol(tmp_path):
+    formats()["mp4"].encode(still(2), OutputSpec("mp4", 8), tmp_path / "concat:job:1.mp4")
+
+    assert [file.name for file in tmp_path.iterdir()] == ["concat:job:1.mp4"]
+
+
+def test_the_file_name_does_not_decide_the_format(tmp_path):
+    formats()["mp4"].encode(still(2), OutputSpec("mp4", 8), tmp_path / "video.part")
+
+    assert (tmp_path / "video.part").read_bytes()[4:8] == b"ftyp"
+
+
+def _encode_raw(frames: np.ndarray, path: Path, timeout_s: float) -> None:
+    pictures = [frame.tobytes() for frame in frames]
+    _ffmpeg.encode_raw(pictures, (), path, pix_fmt="rgb24", size=(64, 64), rate=8, timeout_s=timeout_s)
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process exists; one that has ended and waits for its parent does not count."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def wait_until(is_so) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline, "did not happen within 20 s"
+        time.sleep(0.02)
