@@ -99,7 +99,7 @@ CLIPS = (
         "the bare request of the API page",
         "/models/Lightricks/LTX-Video",
         BEARER,
-        {"inputs": "The answer to the universe is 42"},
+        {"inputs": "An astronaut riding a horse"},
         save_bytes,
     ),
     Clip(

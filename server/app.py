@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 import polyreel
 from polyreel.catalogue import Catalogue
@@ -29,6 +31,9 @@ from server.dialects import Dialect, dialects
 from server.services import Services, connect_reader
 
 log = structlog.get_logger()
+
+#: FastAPI's pages load their scripts from a CDN: blank on a closed network, and foreign code on an open one.
+_NO_DOCS: dict[str, Any] = {"docs_url": None, "redoc_url": None}
 
 
 def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = None) -> FastAPI:
@@ -69,10 +74,10 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         yield
         await shared.reader.aclose()
 
-    app = FastAPI(title="Polyreel", version=polyreel.__version__, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(title="Polyreel", version=polyreel.__version__, lifespan=lifespan, redirect_slashes=False, **_NO_DOCS)
     app.state.services = shared
     formats()  # imported now, and not by the first request
-    app.state.dialect_settings = _dialect_settings(settings)
+    app.state.dialect_settings = _dialect_settings(settings, shared.catalogue)
     app.include_router(health.router)
     app.include_router(files.router)
     for dialect in dialects().values():
@@ -83,8 +88,8 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     return app
 
 
-def _dialect_settings(settings: Settings) -> dict[str, BaseModel]:
-    """Check each dialect's own section under `dialects:`."""
+def _dialect_settings(settings: Settings, catalogue: Catalogue) -> dict[str, BaseModel]:
+    """Check each dialect's own section under `dialects:`, by itself and against the catalogue."""
     unknown = set(settings.dialects) - set(dialects())
     if unknown:
         name = sorted(unknown)[0]
@@ -97,6 +102,7 @@ def _dialect_settings(settings: Settings) -> dict[str, BaseModel]:
             checked[name] = dialect.settings.model_validate(settings.dialects.get(name, {}))
         except ValidationError as err:
             raise ConfigurationError(explain(err, {}, f"dialects.{name}", dialect.settings)) from None
+        dialect.check(catalogue, checked[name])
     return checked
 
 
@@ -123,7 +129,7 @@ async def _render_framework_error(request: Request, err: Exception) -> Response:
     """Starlette's own 404 and 405 in the dialect of their path."""
     assert isinstance(err, HTTPException)  # noqa: S101
     if err.status_code == 405:
-        allowed = (err.headers or {}).get("Allow", "another method")
+        allowed = _methods_of(request) or "another method"
         response = await _render(
             request, MethodNotAllowed(f"{request.method} is not allowed for {request.url.path}; use {allowed}.")
         )
@@ -137,4 +143,13 @@ async def _render_crash(request: Request, err: Exception) -> Response:
     log.error("request crashed", path=request.url.path, error=type(err).__name__)
     return await _render(
         request, PolyreelError("The server made a mistake with this request; its operator has a log of it.")
+    )
+
+
+def _methods_of(request: Request) -> str:
+    """Return every method of a path; Starlette's own Allow names those of the first route that has it."""
+    return ", ".join(
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
     )

@@ -21,4 +21,4 @@ def bearer_or_raw(request: Request) -> str | None:
 
 
 def _raw(header: str) -> str:
-    return header if " " not in header else ""
+    return header if " " not in header and header.rstrip(":").lower() != "bearer" else ""

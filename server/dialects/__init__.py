@@ -16,6 +16,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from polyreel.catalogue import Catalogue
 from polyreel.discovery import discover
 from polyreel.errors import PolyreelError
 
@@ -55,6 +56,7 @@ class Dialect:
         render_error: an error to the vendor's envelope; the second argument is the dialect's own settings.
         settings: model of its own section under `dialects:`.
         example: see `Example`.
+        check: asked at start whether the dialect's settings fit the catalogue; raises `ConfigurationError`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Dialect:
     render_error: Callable[[PolyreelError, Any], Response]  # Any: this dialect's own settings model
     example: Example
     settings: type[BaseModel] = NoSettings
+    check: Callable[[Catalogue, Any], None] = lambda _catalogue, _settings: None
 
 
 @cache

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from polyreel.catalogue import MIN_SIDE, Catalogue
 from polyreel.errors import (
+    ConfigurationError,
     InvalidKey,
     InvalidRequest,
     MethodNotAllowed,
@@ -24,7 +25,9 @@ from polyreel.errors import (
     RequestTooLarge,
     TooManyJobs,
     UnknownJob,
+    UnknownModel,
     UnknownRoute,
+    did_you_mean,
 )
 from polyreel.job import JobStatus, VideoJob
 from polyreel.records import StoredJob
@@ -106,6 +109,20 @@ _RANGES: dict[str, tuple[float, float, float | None]] = {
     "upscale_num_inference_steps": (1, 50, 20),
     "fps": (1, 16, 7),
 }
+
+
+def check(catalogue: Catalogue, settings: ModelsLabSettings) -> None:
+    """Stop the start when the model that unknown names fall back to is not served.
+
+    Raises:
+        ConfigurationError: names the setting and what is served.
+    """
+    served = catalogue.public_names("modelslab")
+    if served and catalogue.find("modelslab", settings.default_model) is None:
+        raise ConfigurationError(
+            f"dialects.modelslab.default_model: {settings.default_model!r} is not served."
+            f"{did_you_mean(settings.default_model, served)} Served under ModelsLab's names: {', '.join(served)}."
+        )
 
 
 def _in_range(wire: TextToVideo, out_of_range: str) -> dict[str, Any]:
@@ -240,6 +257,7 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (MethodNotAllowed, 405, None),
     (RequestTooLarge, 413, None),
     (InvalidRequest, 400, None),
+    (UnknownModel, 400, None),
     (TooManyJobs, 429, None),
     (QueueUnavailable, 503, "Service temporarily unavailable. Please try again later."),
     (PolyreelError, 500, "Internal server error. Please try again."),
@@ -323,6 +341,7 @@ DIALECT = Dialect(
     router=router,
     render_error=render_error,
     settings=ModelsLabSettings,
+    check=check,
     example=Example(
         title="answers with a link to an mp4",
         path="/api/v6/video/text2video",

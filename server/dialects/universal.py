@@ -248,12 +248,6 @@ def render_error(err: PolyreelError, settings: UniversalSettings) -> Response:
 router = APIRouter()
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
-async def alive() -> Response:
-    """Answer the endpoint's health probe, which sends no key."""
-    return PlainTextResponse("Ok")
-
-
 @router.post("/")
 @router.post("/predict")
 async def generate(request: Request) -> Response:
@@ -271,6 +265,12 @@ async def generate(request: Request) -> Response:
     return StreamingResponse(_pieces(stored, files), media_type="application/json")
 
 
+@router.api_route("/", methods=["GET", "HEAD"])
+async def alive() -> Response:
+    """Answer the endpoint's health probe, which sends no key."""
+    return PlainTextResponse("Ok")
+
+
 def _read(body: bytes) -> UniversalBody:
     value = parse_object(body)
     if "inputs" not in value:
@@ -284,8 +284,22 @@ def _read(body: bytes) -> UniversalBody:
     return validate(UniversalBody, value)
 
 
+def check(catalogue: Catalogue, settings: UniversalSettings) -> None:
+    """Stop the start when the endpoint is to run a model that is not served.
+
+    Raises:
+        ConfigurationError: names the setting and what is served.
+    """
+    if catalogue.public_names("universal"):
+        _model(catalogue, settings)
+
+
 def _model(catalogue: Catalogue, settings: UniversalSettings) -> str:
-    """Return the catalogue name of the endpoint's model."""
+    """Return the catalogue name of the endpoint's model.
+
+    Raises:
+        ConfigurationError: the setting names no model of this dialect.
+    """
     served = catalogue.public_names("universal")
     name = settings.endpoint_model or next(iter(served), "")
     found = catalogue.find("universal", name)
@@ -333,6 +347,7 @@ DIALECT = Dialect(
     router=router,
     render_error=render_error,
     settings=UniversalSettings,
+    check=check,
     example=Example(
         title="answers with a gif in base64",
         path="/",

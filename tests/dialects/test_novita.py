@@ -196,6 +196,7 @@ async def test_a_required_field_is_asked_for_by_name(api: Api, field: str) -> No
 
 CALLS: list[tuple[str, str, dict[str, str], int, str, str]] = [
     ("POST", SUBMIT, {}, 401, "MISSING_API_KEY", "No API key was sent."),
+    ("POST", SUBMIT, {"Authorization": "Bearer "}, 401, "MISSING_API_KEY", "No API key was sent."),
     ("POST", SUBMIT, {"Authorization": "Bearer nope"}, 403, "INVALID_API_KEY", "The API key is not known here."),
     ("GET", RESULT, {}, 401, "MISSING_API_KEY", "No API key was sent."),
     ("GET", RESULT, {"Authorization": "nope"}, 403, "INVALID_API_KEY", "The API key is not known here."),

@@ -97,6 +97,12 @@ def test_config_show_says_where_each_value_comes_from_and_hides_the_keys(tmp_pat
         ({"POLYREEL_HOST": "0.0.0.0"}, "no API key is configured"),
         ({"POLYREEL_STORAGE": "fil:///tmp/x"}, "Did you mean file?"),
         ({"POLYREEL_DIALECTS__MODELSLAB__HOLD": "3"}, "dialects.modelslab.hold: there is no such setting"),
+        (
+            {"POLYREEL_DIALECTS__MODELSLAB__DEFAULT_MODEL": "wan2"},
+            "default_model: 'wan2' is not served. Did you mean wan",
+        ),
+        ({"POLYREEL_DIALECTS__UNIVERSAL__ENDPOINT_MODEL": "flux"}, "dialects.universal.endpoint_model is 'flux'"),
+        ({"POLYREEL_DIALECTS__MODELSLB__HOLD_S": "3"}, "dialects.modelslb: no such dialect. Did you mean modelslab?"),
     ],
 )
 def test_a_wrong_setting_ends_the_start_with_its_name_and_the_cure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -15,8 +16,10 @@ from tests.live.decode import decode, decode_zip
 
 
 @pytest.fixture
-def client(live: LiveServer) -> httpx2.Client:
-    return httpx2.Client(base_url=live.base_url, timeout=280, headers={"Authorization": f"Bearer {live.key}"})
+def client(live: LiveServer) -> Iterator[httpx2.Client]:
+    headers = {"Authorization": f"Bearer {live.key}"}
+    with httpx2.Client(base_url=live.base_url, timeout=280, headers=headers) as client:
+        yield client
 
 
 def modelslab(client: httpx2.Client, **body: Any) -> dict[str, Any]:
