@@ -61,30 +61,35 @@ class JobRunner:
         uncounted and goes on up.
         """
         self.current = job_id
-        fence = self.records.claim(job_id, self.worker, time.time())
-        stored = self.records.get(job_id)
-        if fence == 0 or stored is None:
+        try:
+            stored = self.records.get(job_id)  # before the claim: a job that we cannot read stays free for who can
+            fence = self.records.claim(job_id, self.worker, time.time())
+            if fence == 0 or stored is None:
+                log.info("job not to be had", job_id=job_id)
+                return
+            with structlog.contextvars.bound_contextvars(job_id=job_id, model=stored.job.request.model):
+                self._run_to_its_end(stored.job, fence)
+        finally:
             self.current = ""
-            log.info("job not to be had", job_id=job_id)
-            return
-        job = stored.job
-        with structlog.contextvars.bound_contextvars(job_id=job_id, model=job.request.model):
-            try:
-                self._run_claimed(job, fence)
-            except Cancelled:
-                log.info("job dropped", reason="cancelled, or given to another worker")
-            except QueueUnavailable:
-                # Nothing can be recorded. We stop having it (see `current`), so that it runs again when Redis is back.
-                log.error("job dropped", reason="the queue stayed away")
-            except (SystemExit, KeyboardInterrupt):
-                # Only the record: RQ is about to mark its entry as failed, and `reconcile` makes a new one.
-                self.records.release(job_id, fence, counted=False)
-                log.info("job handed back")
-                raise
-            except BaseException as err:
-                self._fail(job, fence, err)
-            finally:
-                self.current = ""
+
+    def _run_to_its_end(self, job: VideoJob, fence: int) -> None:
+        try:
+            self._run_claimed(job, fence)
+        except Cancelled:
+            log.info("job dropped", reason="cancelled, or given to another worker")
+            now = self.records.get(job.id)
+            if now is not None and now.job.status is JobStatus.CANCELLED:  # else another worker stores these files
+                self._discard(job)
+        except QueueUnavailable:
+            # Nothing can be recorded. We stop having it (see `current`), so that it runs again when Redis is back.
+            log.error("job dropped", reason="the queue stayed away")
+        except (SystemExit, KeyboardInterrupt):
+            # Only the record: RQ is about to mark its entry as failed, and `reconcile` makes a new one.
+            self.records.release(job.id, fence, counted=False)
+            log.info("job handed back")
+            raise
+        except BaseException as err:
+            self._fail(job, fence, err)
 
     def _run_claimed(self, job: VideoJob, fence: int) -> None:
         timings: dict[str, float] = {}
@@ -150,10 +155,19 @@ class JobRunner:
     def _fail(self, job: VideoJob, fence: int, err: BaseException) -> None:
         code, message = _public(job, err)
         log.error("job failed", code=code, exc_info=err if code == "internal_error" else err.__cause__)
-        self.records.advance(
+        if self.records.advance(
             job.id, fence, JobStatus.FAILED, error_code=code, error_message=message, ended_at=time.time()
-        )
+        ):
+            self._discard(job)
         free_memory()
+
+    def _discard(self, job: VideoJob) -> None:
+        """Remove the files that were stored before the job came to another end than success."""
+        for key in job.output_keys:
+            try:
+                self.storage.delete(key)
+            except Exception as err:  # the storage may be why the job failed
+                log.warning("file not removed", key=key, reason=str(err))
 
 
 def clear_scratch(folder: Path, older_than_s: float = 24 * 3600) -> None:

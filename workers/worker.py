@@ -47,6 +47,9 @@ class AllowListedJob(Job):
     failure_callback = property(lambda self: None)
     stopped_callback = property(lambda self: None)
 
+    def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
+        """Send none: RQ would call any address that the queue entry gives. Any: RQ's status, a word or its enum."""
+
 
 class ModelWorker(SimpleWorker):
     """Runs allow-listed tasks in this process."""

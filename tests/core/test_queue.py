@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,9 +72,7 @@ def test_a_submitted_job_is_one_id_in_the_list_and_one_name_and_id_as_json(queue
     job = submit(queue)
     assert waiting(raw) == [job.id]
     entry = raw.hgetall(f"rq:job:{job.id}")
-    data = entry[b"data"]
-    assert json.loads(data) == ["polyreel.generate", None, [job.id], {}]
-    assert b"\x80" not in data
+    assert json.loads(zlib.decompress(entry[b"data"])) == ["polyreel.generate", None, [job.id], {}]
     assert entry[b"timeout"] == b"600"
     assert b"sunset" not in b"".join(entry.values()), "the prompt is in the record alone"
 
@@ -135,6 +134,21 @@ def test_a_live_workers_job_is_left_alone(queue: Queue, raw: redis.Redis) -> Non
     assert [queue.reconcile(later()), queue.reconcile(later())] == [[], []]
     assert read(queue, job).job.worker == "one"
     assert waiting(raw) == []
+
+
+def test_a_job_that_its_live_worker_says_it_runs_is_left_alone_however_long(queue: Queue, raw: redis.Redis) -> None:
+    job = take(queue, raw)
+    queue.records.beat("one", {"job": job.id})
+    assert queue.reconcile(time.time() + 3600) == []
+
+
+@pytest.mark.parametrize(("claimed_s_ago", "repaired"), [(14, False), (16, True)])
+def test_a_job_that_its_live_worker_dropped_is_enqueued_again_once_a_heartbeat_would_tell_of_it(
+    queue: Queue, raw: redis.Redis, claimed_s_ago: float, repaired: bool
+) -> None:
+    job = take(queue, raw)
+    queue.records.beat("one", {"job": ""})
+    assert queue.reconcile(time.time() + claimed_s_ago) == ([job.id] if repaired else [])
 
 
 def test_a_dead_workers_job_is_enqueued_again(queue: Queue, raw: redis.Redis) -> None:
@@ -240,5 +254,5 @@ def test_a_full_memory_is_said_in_those_words(own_broker: EmbeddedBroker) -> Non
     queue = connect_queue(own_broker.url)
     with redis.Redis.from_url(own_broker.url) as client:
         client.config_set("maxmemory", "1")
-    with pytest.raises(QueueUnavailable, match="^The queue's memory is full; nothing was accepted"):
+    with pytest.raises(QueueUnavailable, match=r"^The queue's memory is full; nothing was accepted"):
         submit(queue)

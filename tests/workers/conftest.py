@@ -1,0 +1,56 @@
+"""A worker's parts over a real Valkey, with fake families in the place of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import workers.residency
+from models import Family
+from polyreel.catalogue import Catalogue, ServedModel
+from polyreel.queue import Queue
+from polyreel.storage import Storage
+from polyreel.storage.local import LocalStorage
+from workers.residency import Residency
+from workers.runner import JobRunner
+
+
+@pytest.fixture
+def queue(redis_url: str) -> Queue:
+    return Queue(redis_url, retention_s=60, max_open=100, job_timeout_s=60, patient=True)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "results")
+
+
+@pytest.fixture
+def make_residency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Residency]:
+    """Return a factory of residencies; each model is a folder of its own that the family of that name loads."""
+
+    def make(capacity: int = 1, **models: Family) -> Residency:
+        families = {family.name: family for family in models.values()}
+        monkeypatch.setattr(workers.residency, "families", lambda: families)
+        entries = {}
+        for name, family in models.items():
+            (tmp_path / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
+            entries[name] = ServedModel(family=family.name, checkpoint=str(tmp_path / "checkpoints" / name))
+        return Residency(Catalogue(entries), tmp_path / "built", "cpu", capacity)
+
+    return make
+
+
+@pytest.fixture
+def make_runner(
+    queue: Queue, stored: LocalStorage, make_residency: Callable[..., Residency], tmp_path: Path
+) -> Callable[..., JobRunner]:
+    """Return a factory of runners that serve one family under the catalogue name "ltx-tiny"."""
+
+    def make(family: Family, *, worker: str = "one", storage: Storage = stored) -> JobRunner:
+        residency = make_residency(**{"ltx-tiny": family})
+        return JobRunner(queue, residency, storage, tmp_path / "scratch", worker)
+
+    return make
