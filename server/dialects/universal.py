@@ -305,8 +305,8 @@ def _model(catalogue: Catalogue, settings: UniversalSettings) -> str:
     found = catalogue.find("universal", name)
     if found is None:
         raise ConfigurationError(
-            f"The operator has named no model for this endpoint: dialects.universal.endpoint_model is {name!r}, "
-            f"and the catalogue's universal names are: {', '.join(served) or 'none'}."
+            f"dialects.universal.endpoint_model: {name!r} is not a model of this endpoint. "
+            f"The catalogue's universal names: {', '.join(served) or 'none'}."
         )
     return found
 

@@ -12,10 +12,13 @@ import httpx2
 import pytest
 
 from polyreel.catalogue import Catalogue
+from polyreel.errors import QueueUnavailable
+from polyreel.records import StoredJob
 from polyreel.request import VideoRequest
 from server.body import validate
 from server.dialects import huggingface
 from server.dialects.huggingface import TextToVideo
+from server.services import Services
 from tests.conftest import Api
 from tests.dialects.golden import Row, finished, golden, without_drawn_seed
 
@@ -392,6 +395,39 @@ async def test_a_client_that_asks_to_wait_is_held(impatient: Api, request_: dict
 async def test_a_loaded_model_is_never_503(impatient: Api) -> None:
     beat(impatient, "ltx-tiny")
     assert (await generate(impatient)).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "body"), [(LTX, {"inputs": "a cat"}), ("/", {"inputs": {"prompt": "a cat"}})], ids=["model", "universal"]
+)
+async def test_an_unreachable_queue_is_a_503_held_for_a_second(
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise QueueUnavailable("The queue does not answer right now. Try again in a few seconds.")
+
+    monkeypatch.setattr(Services, "submit", refuse)
+    began = time.monotonic()
+    answer = await api.http.post(path, json=body, headers=auth(api.key))
+    assert time.monotonic() - began >= 1
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["error"] == "The queue does not answer right now. Try again in a few seconds."
+
+
+@pytest.mark.anyio
+async def test_redis_may_restart_while_a_client_waits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, failures = Services.wait, []
+
+    async def falter(shared: Services, job_id: str, owner: str, timeout_s: float) -> StoredJob:
+        if not failures:
+            failures.append(job_id)
+            raise QueueUnavailable("The queue does not answer right now.")
+        return await wait(shared, job_id, owner, timeout_s)
+
+    monkeypatch.setattr(Services, "wait", falter)
+    assert (await generate(api)).status_code == 200
+    assert len(failures) == 1
 
 
 class Gone:

@@ -1,0 +1,334 @@
+"""Hugging Face's universal handler, as its model card and the toolkit that it runs in speak it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+
+from polyreel.catalogue import Catalogue
+from polyreel.errors import ConfigurationError, StorageFailed
+from polyreel.request import VideoRequest
+from server.body import validate
+from server.dialects import universal
+from server.dialects.universal import UniversalBody
+from tests.conftest import Api
+from tests.dialects.golden import Row, finished, golden, without_drawn_seed
+
+ID = "fa20dff3-18cb-4417-a7f8-269456a35154"
+
+
+def auth(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def ask(api: Api, *, path: str = "/", **inputs: Any) -> httpx2.Response:
+    """Send a request; nobody finishes its job."""
+    return await api.http.post(path, json={"inputs": {"prompt": "a cat"} | inputs}, headers=auth(api.key))
+
+
+async def generate(api: Api, content: bytes = b"GIF89a", **request: Any) -> httpx2.Response:
+    """Send a request while a worker makes its files, all of the same content."""
+
+    async def work() -> None:
+        while not api.records.open_ids():  # noqa: ASYNC110 the job arrives in Redis, which sets no event
+            await anyio.sleep(0.01)
+        api.finish(api.newest().job.id, content)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        return await ask(api, **request)
+
+
+# The two translations
+
+
+@pytest.mark.parametrize("row", golden("universal"), ids=str)
+def test_a_body_becomes_the_neutral_request(row: Row, catalogue: Catalogue) -> None:
+    request = universal.from_wire(validate(UniversalBody, row.wire), "ltx-tiny", catalogue)
+    assert without_drawn_seed(request, row.neutral) == VideoRequest.from_dict(row.neutral)
+
+
+@pytest.mark.parametrize("row", golden("universal"), ids=str)
+def test_the_finished_request_becomes_the_answer(row: Row) -> None:
+    stored = finished(VideoRequest.from_dict(row.neutral), ID)
+    assert universal.to_wire(stored, row.answer["outputs"]) == row.answer
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("row", golden("universal"), ids=str)
+async def test_a_request_is_answered_with_the_outputs_that_it_asks_for(api: Api, row: Row) -> None:
+    answer = await generate(api, **row.wire["inputs"])
+    assert answer.status_code == 200, answer.text
+    assert list(answer.json()["outputs"]) == list(row.answer["outputs"])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("row", golden("universal", refused=True), ids=str)
+async def test_a_documented_request_that_is_not_served_here_says_so(api: Api, row: Row) -> None:
+    answer = await api.http.post("/", json=row.wire, headers=auth(api.key))
+    assert (answer.status_code, answer.json()) == (400, {"ok": False, "error": row.error, "field": "inputs.image"})
+    assert api.records.open_ids() == []
+
+
+# The answer
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/", "/predict"])
+async def test_the_answer_holds_the_file_and_how_long_it_took(api: Api, path: str) -> None:
+    answer = (await generate(api, b"GIF89a", path=path)).json()
+    assert list(answer) == ["ok", "outputs", "diagnostics"]
+    assert answer["ok"] is True
+    assert answer["outputs"] == {"gif_base64": "R0lGODlh"}
+    assert answer["diagnostics"]["mode"] == "t2v"
+    timing_ms = answer["diagnostics"]["timing_ms"]
+    assert list(timing_ms) == ["queue", "load", "generate", "encode", "store", "total"]
+    assert {stage: timing_ms[stage] for stage in ("load", "generate", "encode", "store")} == {
+        "load": 100.0,
+        "generate": 1250.0,
+        "encode": 500.0,
+        "store": 10.0,
+    }
+    assert 0 <= timing_ms["queue"] <= timing_ms["total"] < 10_000
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 786_431, 786_432, 786_433, 2_000_000])
+async def test_a_file_of_any_length_survives_base64_in_one_line(api: Api, length: int) -> None:
+    content = bytes(range(256)) * (length // 256 + 1)
+    answer = await generate(api, content[:length], outputs=["webm", "zip"])
+    outputs = answer.json()["outputs"]
+    assert list(outputs) == ["webm_base64", "zip_base64"]
+    for text in outputs.values():
+        assert base64.b64decode(text, validate=True) == content[:length]
+
+
+@pytest.mark.anyio
+async def test_several_outputs_are_one_job(api: Api) -> None:
+    await generate(api, outputs=["gif", "webm", "zip"])
+    assert len(list(api.storage.folder.glob("out/*"))) == 1
+
+
+@pytest.mark.anyio
+async def test_without_base64_the_files_are_behind_links_that_need_no_key(api: Api) -> None:
+    answer = (await generate(api, b"bytes", outputs=["gif", "zip"], return_base64=False)).json()
+    assert list(answer["outputs"]) == ["gif_url", "zip_url"]
+    for link in answer["outputs"].values():
+        assert link.startswith("http://api.test/files/")
+        assert (await api.http.get(link)).content == b"bytes"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_endpoints_probe_is_answered_without_a_key(api: Api, method: str) -> None:
+    answer = await api.http.request(method, "/")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    assert answer.text == ("Ok" if method == "GET" else "")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("endpoint_model", "model"), [("ltx", "ltx-tiny"), ("AnimateDiff", "animatediff-tiny"), (None, "wan-tiny")]
+)
+async def test_the_operator_chooses_the_model_and_else_it_is_the_first(
+    make_api: Callable[..., Api], endpoint_model: str | None, model: str
+) -> None:
+    api = make_api(dialects={"universal": {"endpoint_model": endpoint_model, "wait_s": 0}})
+    await ask(api)
+    assert api.newest().job.request.model == model
+
+
+def test_an_endpoint_model_that_is_not_in_the_catalogue_stops_the_start(make_api: Callable[..., Api]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        make_api(dialects={"universal": {"endpoint_model": "sora"}})
+    assert caught.value.message == (
+        "dialects.universal.endpoint_model: 'sora' is not a model of this endpoint. "
+        "The catalogue's universal names: wan2.2, ltx, animatediff."
+    )
+
+
+@pytest.mark.anyio
+async def test_a_catalogue_without_a_model_for_the_endpoint_serves_the_other_dialects(
+    make_api: Callable[..., Api], catalogue: Catalogue
+) -> None:
+    nameless = catalogue["wan-tiny"].model_copy(update={"names": {"modelslab": ("wan2.2",)}})
+    answer = await ask(make_api(models={"wan-tiny": nameless}, dialects={}))
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "ok": False,
+        "error": "dialects.universal.endpoint_model: '' is not a model of this endpoint. "
+        "The catalogue's universal names: none.",
+    }
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seed", [None, -1])
+async def test_a_seed_that_is_not_given_is_drawn(make_api: Callable[..., Api], seed: int | None) -> None:
+    api = make_api(dialects={"universal": {"wait_s": 0}})
+    await ask(api, seed=seed)
+    await ask(api, seed=seed)
+    first, second = (api.records.get(job_id) for job_id in api.records.open_ids())
+    assert first is not None
+    assert second is not None
+    assert first.job.request.seed != second.job.request.seed
+
+
+# Refusals
+
+MOST = "9.22337e+18"
+KNOWN = 'inputs.outputs must hold only "gif", "webm", "zip", got '
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "inputs.prompt is required"),
+    ({"prompt": " "}, "inputs.prompt must not be blank"),
+    ({"prompt": 7}, "inputs.prompt must be a string, got 7"),
+    ({"image": ""}, "inputs.image: image-to-video is not served yet; leave the image out or send null"),
+    ({"image": 7}, "inputs.image must be a string, got 7"),
+    ({"negative_prompt": 7}, "inputs.negative_prompt must be a string, got 7"),
+    (
+        {"negative_prompt": [7]},
+        "inputs.negative_prompt: must be a string or a list of strings (got a list of 1)",
+    ),
+    ({"num_frames": 0}, "inputs.num_frames must be between 1 and 257, got 0"),
+    ({"num_frames": 258}, "inputs.num_frames must be between 1 and 257, got 258"),
+    ({"num_frames": 1.5}, "inputs.num_frames must be an integer, got 1.5"),
+    ({"num_frames": True}, "inputs.num_frames must be a number, got true"),
+    ({"fps": 0}, "inputs.fps must be between 1 and 100, got 0"),
+    ({"fps": 101}, "inputs.fps must be between 1 and 100, got 101"),
+    ({"fps": 12.5}, "inputs.fps must be an integer, got 12.5"),
+    ({"height": 32}, "inputs.height must be between 64 and 1280, got 32"),
+    ({"height": 1312}, "inputs.height must be between 64 and 1280, got 1312"),
+    ({"height": 500}, "inputs.height must be divisible by 32, got 500; nearest: 512"),
+    ({"width": 0}, "inputs.width must be between 64 and 1280, got 0"),
+    ({"width": 65}, "inputs.width must be divisible by 32, got 65; nearest: 64"),
+    ({"width": "wide"}, 'inputs.width must be an integer, got "wide"'),
+    ({"seed": -2}, f"inputs.seed must be between -1 and {MOST}, got -2"),
+    ({"seed": 2**63}, f"inputs.seed must be between -1 and {MOST}, got 9223372036854775808"),
+    ({"num_inference_steps": 0}, "inputs.num_inference_steps must be between 1 and 100, got 0"),
+    ({"num_inference_steps": 101}, "inputs.num_inference_steps must be between 1 and 100, got 101"),
+    ({"guidance_scale": -1}, "inputs.guidance_scale must be between 0 and 100, got -1.0"),
+    ({"guidance_scale": 101}, "inputs.guidance_scale must be between 0 and 100, got 101.0"),
+    ({"guidance_scale": "high"}, 'inputs.guidance_scale must be a number, got "high"'),
+    ({"outputs": []}, 'inputs.outputs must name at least one of "gif", "webm", "zip", got an empty list'),
+    ({"outputs": ["mp4"]}, KNOWN + '"mp4"'),
+    ({"outputs": ["gif", "GIF"]}, KNOWN + '"GIF"'),
+    ({"outputs": "gif"}, 'inputs.outputs must be a list, got "gif"'),
+    ({"outputs": [7]}, "inputs.outputs.0 must be a string, got 7"),
+    ({"return_base64": "perhaps"}, 'inputs.return_base64 must be true or false, got "perhaps"'),
+    ({"gif": 7}, "inputs.gif must be an object, got 7"),
+    ({"gif": {"fps": 0}}, "inputs.gif.fps must be between 1 and 100, got 0"),
+    ({"webm": {"fps": 101}}, "inputs.webm.fps must be between 1 and 100, got 101"),
+    ({"webm": {"quality": "super"}}, "inputs.webm.quality must be one of 'fast', 'good' or 'best', got \"super\""),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[message[:70] for _, message in REFUSED])
+async def test_a_wrong_field_is_refused_in_one_sentence(api: Api, fields: dict[str, Any], message: str) -> None:
+    answer = await ask(api, **fields)
+    body = answer.json()
+    assert (answer.status_code, body["ok"], body["error"]) == (400, False, message)
+    assert api.records.open_ids() == []
+
+
+BODIES: list[tuple[bytes, str]] = [
+    (b"", "The request body is not valid JSON: Expecting value (line 1)."),
+    (b"[]", "The request body must be a JSON object."),
+    (b"{}", "Body needs to provide a inputs key, received: []"),
+    (
+        b'{"prompt": "a secret", "num_frames": 24}',
+        'Body needs to provide a inputs key, received: ["prompt", "num_frames"]',
+    ),
+    (b'{"inputs": null}', "inputs must be an object, got null"),
+    (b'{"inputs": []}', "inputs must be an object, got a list of 0"),
+    (b'{"inputs": {}}', "inputs.prompt is required"),
+    (
+        b'{"inputs": "a cat"}',
+        'inputs must be an object with a "prompt"; inputs that are a text go to POST /models/{model}',
+    ),
+    (
+        b'{"inputs": {"prompt": "a", "guidance_scale": Infinity}}',
+        "The request body holds Infinity, which is not a number in JSON.",
+    ),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("body", "message"), BODIES, ids=[message[:60] for _, message in BODIES])
+async def test_a_wrong_body_is_refused_in_one_sentence(api: Api, body: bytes, message: str) -> None:
+    answer = await api.http.post("/", content=body, headers=auth(api.key))
+    assert (answer.status_code, answer.json()["ok"], answer.json()["error"]) == (400, False, message)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "{}"])
+async def test_without_a_good_key_nothing_else_is_said(api: Api, header: str | None) -> None:
+    headers = {"Authorization": header.format(api.key)} if header else {}
+    for body in (b'{"inputs": {"prompt": "a cat"}}', b"no JSON"):
+        answer = await api.http.post("/", content=body, headers=headers)
+        assert answer.status_code == 401
+        assert answer.json() == {"ok": False, "error": "Invalid credentials in Authorization header"}
+
+
+CALLS: list[tuple[str, str, int, str]] = [
+    ("POST", "/nothing/here", 404, "There is nothing at POST /nothing/here."),
+    ("PUT", "/", 405, "PUT is not allowed for /; use GET, HEAD, POST."),
+    ("GET", "/predict", 405, "GET is not allowed for /predict; use POST."),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("method", "path", "status", "message"), CALLS)
+async def test_a_path_that_nobody_knows_is_answered_like_the_endpoint(
+    api: Api, method: str, path: str, status: int, message: str
+) -> None:
+    answer = await api.http.request(method, path)
+    assert (answer.status_code, answer.json()) == (status, {"ok": False, "error": message})
+
+
+@pytest.mark.anyio
+async def test_a_full_queue_is_429(make_api: Callable[..., Api]) -> None:
+    answer = await ask(make_api(max_queued=0, dialects={"universal": {"endpoint_model": "ltx"}}))
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
+    assert answer.json() == {"ok": False, "error": "The queue is full (0 unfinished jobs). Try again later."}
+
+
+@pytest.mark.anyio
+async def test_when_the_time_is_up_the_answer_is_504_with_the_jobs_id(make_api: Callable[..., Api]) -> None:
+    api = make_api(dialects={"universal": {"wait_s": 0.2}})
+    answer = await ask(api)
+    assert answer.status_code == 504
+    assert answer.json() == {
+        "ok": False,
+        "error": "The video was not ready within 0.2 seconds; its job goes on.",
+        "job_id": api.newest().job.id,
+    }
+
+
+@pytest.mark.anyio
+async def test_a_failed_job_is_500_with_its_reason(api: Api) -> None:
+    async def work() -> None:
+        while not api.records.open_ids():  # noqa: ASYNC110 the job arrives in Redis, which sets no event
+            await anyio.sleep(0.01)
+        api.fail(api.newest().job.id)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        answer = await ask(api)
+    assert (answer.status_code, answer.json()["error"]) == (500, "The GPU has too little memory.")
+
+
+@pytest.mark.anyio
+async def test_a_file_that_cannot_be_read_is_an_error_and_not_half_an_answer(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_storage: object, _key: str) -> None:
+        raise StorageFailed("No such file.")
+
+    monkeypatch.setattr(type(api.storage), "open", lost)
+    answer = await generate(api)
+    assert (answer.status_code, answer.json()) == (500, {"ok": False, "error": "A result file could not be read."})
