@@ -121,7 +121,8 @@ async def _render(request: Request, err: Exception) -> Response:
     assert isinstance(err, PolyreelError)  # noqa: S101 Starlette calls a handler only for its own class
     dialect = dialect_of(request.url.path)
     if dialect is None:
-        return JSONResponse({"error": err.message}, status_code=404 if isinstance(err, UnknownRoute) else 400)
+        status = {UnknownRoute: 404, MethodNotAllowed: 405}.get(type(err), 500)
+        return JSONResponse({"error": err.message}, status_code=status)
     return dialect.render_error(err, request.app.state.dialect_settings[dialect.name])
 
 
