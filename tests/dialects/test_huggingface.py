@@ -521,6 +521,7 @@ async def test_nobody_is_answered_with_somebody_elses_video(api: Api) -> None:
     await generate(api, b"alice's video")
     answer = await generate(api, b"bob's video", headers=auth(api.other_key))
     assert answer.content == b"bob's video"
+    assert (await ask(api)).content == b"alice's video", "and neither pushes the other's out"
 
 
 @pytest.mark.anyio
