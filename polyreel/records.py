@@ -5,11 +5,12 @@
     polyreel:number:{n}     the job id behind a whole-number id (ModelsLab's clients want integers)
     polyreel:worker:{name}  what a live worker says of itself, JSON; expires when it stops beating
     polyreel:seconds        hash, model name to the moving mean of its seconds per job
+    polyreel:counts         hash of counters, see `polyreel.metrics`
 
 Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a write that carries an older fence
 comes from a worker that was given up, and is refused), `claim` names the call that claimed, `number` is the integer
 id. Each change is one Lua script, so no two processes can both be right; and since a client sends a script again
-when its reply was lost, creating and claiming twice is the same as once. Records of finished jobs expire with their
+when its reply was lost, creating, claiming and ending twice is the same as once. Records of finished jobs expire with their
 files; open ones never do.
 
 Seam: leases with deadlines, batching and fair order belong to the claim (`Records.claim`) and have an issue of
@@ -54,6 +55,7 @@ redis.call('SET', 'polyreel:number', string.format('%.0f', number))
 redis.call('SET', 'polyreel:number:' .. string.format('%.0f', number), ARGV[1])
 redis.call('HSET', KEYS[1], 'number', string.format('%.0f', number), 'claimable', 1, 'fence', 0, unpack(ARGV, 4))
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+redis.call('HINCRBY', 'polyreel:counts', 'submitted', 1)
 return string.format('%.0f', number)
 """
 
@@ -73,8 +75,10 @@ return redis.call('HINCRBY', KEYS[1], 'fence', 1)
 _ADVANCE = (
     _RANK
     + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'claimable', 'fence', 'progress', 'number')
-if not r[1] or rank[r[1]] == 5 then return 0 end
+local r = redis.call('HMGET', KEYS[1], 'status', 'claimable', 'fence', 'progress', 'number', 'ended_by')
+if not r[1] then return 0 end
+-- the same end by the same claim again is a write whose reply was lost, and not a second opinion
+if rank[r[1]] == 5 then return (ARGV[2] ~= '' and ARGV[2] == r[6] and ARGV[3] == r[1]) and 1 or 0 end
 if ARGV[2] ~= '' and (r[2] == '1' or r[3] ~= ARGV[2]) then return 0 end
 for i = 5, #ARGV, 2 do
   if ARGV[i] ~= 'progress' or tonumber(ARGV[i + 1]) > tonumber(r[4]) then
@@ -84,7 +88,8 @@ end
 if rank[ARGV[3]] > rank[r[1]] then redis.call('HSET', KEYS[1], 'status', ARGV[3]) end
 if rank[ARGV[3]] == 5 then
   redis.call('ZREM', KEYS[2], ARGV[1])
-  redis.call('HSET', KEYS[1], 'claimable', 0)
+  redis.call('HINCRBY', 'polyreel:counts', ARGV[3], 1)
+  redis.call('HSET', KEYS[1], 'claimable', 0, 'ended_by', ARGV[2])
   redis.call('EXPIRE', KEYS[1], ARGV[4])
   redis.call('EXPIRE', 'polyreel:number:' .. r[5], ARGV[4])
 end
@@ -98,7 +103,8 @@ _RELEASE = (
 local r = redis.call('HMGET', KEYS[1], 'status', 'claimable', 'fence')
 if not r[1] or rank[r[1]] == 5 or r[2] == '1' or r[3] ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'claimable', 1, 'worker', '')
-if ARGV[2] == '1' then redis.call('HINCRBY', KEYS[1], 'attempts', -1) end
+if ARGV[2] == '1' then redis.call('HINCRBY', KEYS[1], 'attempts', -1)
+else redis.call('HINCRBY', 'polyreel:counts', 'requeued', 1) end
 return 1
 """
 )

@@ -26,7 +26,7 @@ from polyreel.queue import Queue
 from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings, explain
 from polyreel.storage import Storage, connect_storage
-from server import files, health
+from server import files, health, metrics
 from server.dialects import Dialect, dialects
 from server.services import Services, connect_reader
 
@@ -80,6 +80,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     app.state.dialect_settings = _dialect_settings(settings, shared.catalogue)
     app.include_router(health.router)
     app.include_router(files.router)
+    app.include_router(metrics.router)
     for dialect in dialects().values():
         app.include_router(dialect.router)
     app.add_exception_handler(PolyreelError, _render)

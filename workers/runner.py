@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +119,8 @@ class JobRunner:
             outputs=[{name: getattr(output, name) for name in output.__slots__} for output in outputs],
             ended_at=time.time(),
         )
-        self.records.learn_seconds(job.request.model, sum(timings.values()))
+        with suppress(QueueUnavailable), redis_errors():  # the job has ended well; a mean is not worth its failure
+            self.records.learn_seconds(job.request.model, sum(timings.values()))
         log.info("job succeeded", **{f"{stage}_s": round(seconds, 3) for stage, seconds in timings.items()})
 
     def _advance(self, job: VideoJob, fence: int, status: JobStatus, **fields: object) -> None:

@@ -1,0 +1,64 @@
+"""`GET /metrics`: exact counts, whatever process made the change, and nothing of what was asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from polyreel.job import JobStatus
+from tests.conftest import KEY, Api
+
+pytestmark = pytest.mark.anyio
+
+
+async def scrape(api: Api) -> dict[str, float]:
+    """Return each sample's value by its name and labels."""
+    answer = await api.http.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+async def submit(api: Api) -> str:
+    body = {"key": KEY, "prompt": "a very secret prompt", "model_id": "ltx", "instant_response": True}
+    assert (await api.http.post("/api/v6/video/text2video", json=body)).status_code == 200
+    return api.newest().job.id
+
+
+async def test_an_empty_server_counts_nothing(api: Api) -> None:
+    assert await scrape(api) == {
+        "polyreel_jobs_submitted_total": 0,
+        "polyreel_jobs_requeued_total": 0,
+        'polyreel_jobs_ended_total{status="succeeded"}': 0,
+        'polyreel_jobs_ended_total{status="failed"}': 0,
+        'polyreel_jobs_ended_total{status="cancelled"}': 0,
+        "polyreel_jobs_open": 0,
+        "polyreel_workers": 0,
+    }
+
+
+async def test_each_change_of_a_job_is_counted_once(api: Api) -> None:
+    done, lost, waiting = await submit(api), await submit(api), await submit(api)
+    api.finish(done)
+    fence = api.claim(lost)
+    assert api.records.release(lost, fence, counted=True)
+    fence = api.claim(lost)
+    for _ in range(2):  # the second is the same write again, after a lost reply
+        assert api.records.advance(lost, fence, JobStatus.FAILED, error_code="timeout", error_message="too long")
+    api.records.learn_seconds("ltx-tiny", 2.5)
+    api.records.beat("a-worker", {"models": ["ltx-tiny"]})
+    samples = await scrape(api)
+    assert waiting in api.records.open_ids()
+    assert samples["polyreel_jobs_submitted_total"] == 3
+    assert samples["polyreel_jobs_requeued_total"] == 1
+    assert samples['polyreel_jobs_ended_total{status="succeeded"}'] == 1
+    assert samples['polyreel_jobs_ended_total{status="failed"}'] == 1
+    assert samples["polyreel_jobs_open"] == 1
+    assert samples["polyreel_workers"] == 1
+    assert samples['polyreel_job_seconds_mean{model="ltx-tiny"}'] == 2.5
+
+
+async def test_metrics_tell_nothing_of_owners_keys_or_prompts(api: Api) -> None:
+    await submit(api)
+    text = (await api.http.get("/metrics")).text
+    assert not any(word in text for word in (KEY, "alice", "secret", "prompt"))
