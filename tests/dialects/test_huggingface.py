@@ -37,7 +37,8 @@ def auth(key: str) -> dict[str, str]:
 
 async def ask(api: Api, *, path: str = LTX, headers: dict[str, str] | None = None, **body: Any) -> httpx2.Response:
     """Send a request; nobody finishes its job."""
-    return await api.http.post(path, json={"inputs": "a cat"} | body, headers=auth(api.key) | (headers or {}))
+    with anyio.fail_after(20):
+        return await api.http.post(path, json={"inputs": "a cat"} | body, headers=auth(api.key) | (headers or {}))
 
 
 async def play(api: Api, end: Callable[[str], Any], jobs: int = 1) -> None:

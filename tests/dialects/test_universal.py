@@ -28,7 +28,8 @@ def auth(key: str) -> dict[str, str]:
 
 async def ask(api: Api, *, path: str = "/", **inputs: Any) -> httpx2.Response:
     """Send a request; nobody finishes its job."""
-    return await api.http.post(path, json={"inputs": {"prompt": "a cat"} | inputs}, headers=auth(api.key))
+    with anyio.fail_after(20):
+        return await api.http.post(path, json={"inputs": {"prompt": "a cat"} | inputs}, headers=auth(api.key))
 
 
 async def generate(api: Api, content: bytes = b"GIF89a", **request: Any) -> httpx2.Response:
