@@ -8,10 +8,10 @@
     polyreel:counts         hash of counters, see `polyreel.metrics`
 
 Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a write that carries an older fence
-comes from a worker that was given up, and is refused), `claim` names the call that claimed, `number` is the integer
-id. Each change is one Lua script, so no two processes can both be right; and since a client sends a script again
-when its reply was lost, creating, claiming and ending twice is the same as once. Records of finished jobs expire with their
-files; open ones never do.
+comes from a worker that was given up, and is refused), `claim` names the call that claimed, `ended_by` the fence that
+ended it, `number` is the integer id. Each change is one Lua script, so no two processes can both be right; and since
+a client sends a script again when its reply was lost, creating, claiming and ending twice is the same as once.
+Records of finished jobs expire with their files; open ones never do.
 
 Seam: leases with deadlines, batching and fair order belong to the claim (`Records.claim`) and have an issue of
 their own. Here a dead worker is known by its missing heartbeat.

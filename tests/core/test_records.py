@@ -386,6 +386,8 @@ def life_of_a_job(records: Records) -> type[RuleBasedStateMachine]:
         def give_up(self) -> None:
             records.give_up(read(records, self.job))
             if self.model.holder:
+                if not self.ended:
+                    self.ended_by = self.model.holder  # in the name of its claim
                 self.move(JobStatus.FAILED)
 
         @rule()
