@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Grainy moving scene, 25 frames of 512x512 on two cores (benchmarks/bench_formats.py):
-# fast 5 ms a frame, 75 kB; good 13 ms, 61 kB; best 62 ms, 209 kB. libvpx's own "deadline best" takes 4 to 6 times
+# fast 6 ms a frame, 75 kB; good 15 ms, 61 kB; best 63 ms, 209 kB. libvpx's own "deadline best" takes 4 to 6 times
 # as long as "good" with cpu-used 1 for the same PSNR, and cpu-used 0 twice as long for 0.0 dB.
 _QUALITY = {
     "fast": ("-deadline", "realtime", "-cpu-used", "8", "-crf", "34"),
