@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 import polyreel
@@ -85,6 +86,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         app.include_router(dialect.router)
     app.add_exception_handler(PolyreelError, _render)
     app.add_exception_handler(HTTPException, _render_framework_error)
+    app.add_exception_handler(ClientDisconnect, _render_nothing)
     app.add_exception_handler(Exception, _render_crash)
     return app
 
@@ -138,6 +140,11 @@ async def _render_framework_error(request: Request, err: Exception) -> Response:
         response.headers["Allow"] = allowed
         return response
     return await _render(request, UnknownRoute(f"There is nothing at {request.method} {request.url.path[:200]}."))
+
+
+async def _render_nothing(_request: Request, _err: Exception) -> Response:
+    """The client hung up while it sent its body: there is nobody to answer, and nothing went wrong here."""
+    return Response(status_code=400)
 
 
 async def _render_crash(request: Request, err: Exception) -> Response:

@@ -22,6 +22,9 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+#: Longest prompt where a contract names no limit, characters: no text encoder reads more, and records stay small.
+MAX_PROMPT = 10_000
+
 #: A whole number: 512, 512.0 or "512"; not true, not 1.5.
 Integer = Annotated[int, BeforeValidator(_no_boolean)]
 
@@ -44,21 +47,31 @@ Prompts = Annotated[str, BeforeValidator(_joined)]
 def check_range(field: str, value: float, low: float, high: float, hint: str = "") -> None:
     """Raise `InvalidRequest` unless `low <= value <= high`; `hint` is appended to the message."""
     if not low <= value <= high:
-        raise InvalidRequest(f"{field} must be between {low:g} and {high:g}, got {_plain(value)}{hint}", field)
+        raise InvalidRequest(
+            f"{field} must be between {_plain(low)} and {_plain(high)}, got {_plain(value)}{hint}", field
+        )
 
 
 def _plain(value: float) -> str:
-    text = f"{value}"
+    """Return a number as people write it: 21 also where a client sent 21.0."""
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     return text if len(text) <= 30 else f"a number of {len(text)} digits"
 
 
 def check_prompt(field: str, prompt: str | None) -> str:
-    """Return `prompt`, or raise `InvalidRequest` when it is absent or blank."""
+    """Return `prompt`, or raise `InvalidRequest` when it is absent, blank or too long."""
     if prompt is None:
         raise InvalidRequest(f"{field} is required", field)
     if not prompt.strip():
         raise InvalidRequest(f"{field} must not be blank", field)
-    return prompt
+    return check_length(field, prompt)
+
+
+def check_length(field: str, text: str | None, most: int = MAX_PROMPT) -> str:
+    """Return `text`, "" for None, or raise `InvalidRequest` when it has more than `most` characters."""
+    if len(text or "") > most:
+        raise InvalidRequest(f"{field} must be at most {most} characters, got {len(text or '')}", field)
+    return text or ""
 
 
 def choose_seed(field: str, seed: int | None) -> int:

@@ -7,14 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
 import redis
 from blockbuster import BlockBuster, blockbuster_ctx
+from fastapi import FastAPI
 
 from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.catalogue import Catalogue
@@ -96,9 +97,9 @@ class Api:
     records: Records
     storage: LocalStorage
     scratch: Path
+    app: FastAPI
     key: str = KEY
     other_key: str = OTHER_KEY
-    jobs: list[str] = field(default_factory=list)
 
     def newest(self) -> StoredJob:
         """Return the record that was submitted last."""
@@ -156,10 +157,19 @@ def _no_blocking_routes() -> Iterator[BlockBuster]:
 
 
 @pytest.fixture
-def make_api(
-    settings: Settings, keys: ApiKeys, records: Records, tmp_path: Path, _no_blocking_routes: BlockBuster
-) -> Callable[..., Api]:
-    """Return a factory of APIs; keyword arguments replace settings, e.g. `dialects={"modelslab": {"hold_s": 0}}`."""
+async def make_api(
+    settings: Settings,
+    keys: ApiKeys,
+    records: Records,
+    tmp_path: Path,
+    anyio_backend: str,
+    _no_blocking_routes: BlockBuster,
+) -> AsyncIterator[Callable[..., Api]]:
+    """Return a factory of APIs; keyword arguments replace settings, e.g. `dialects={"modelslab": {"hold_s": 0}}`.
+
+    What an API opened is closed on the loop that opened it: a forgotten connection is a warning, so an error.
+    """
+    made: list[Api] = []
 
     def make(**changes: object) -> Api:
         storage = LocalStorage(tmp_path / "results")
@@ -168,9 +178,13 @@ def make_api(
         _no_blocking_routes.activate()
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         http = httpx2.AsyncClient(transport=transport, base_url="http://api.test")
-        return Api(http, records, storage, tmp_path)
+        made.append(Api(http, records, storage, tmp_path, app))
+        return made[-1]
 
-    return make
+    yield make
+    for api in made:
+        await api.app.state.services.reader.aclose()
+        await api.http.aclose()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from polyreel.catalogue import Catalogue
 from polyreel.discovery import discover
@@ -22,7 +22,9 @@ from polyreel.errors import PolyreelError
 
 
 class NoSettings(BaseModel):
-    """For a dialect without settings of its own."""
+    """For a dialect without settings of its own; anything in its section is a mistake."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from server.dialects import Dialect, Example
 from server.result_cache import ResultCache, digest
 from server.services import services
 from server.synchronous import HOLD_S, JobFailed, compute_type, held_refusals, is_loaded, wait_for_video
-from server.wire import Integer, Number, Prompts, check_limits, check_prompt, check_range, choose_seed
+from server.wire import Integer, Number, Prompts, check_length, check_limits, check_prompt, check_range, choose_seed
 
 _TASK = "text-to-video"
 _MOST_FPS = 120
@@ -131,7 +131,7 @@ def from_wire(wire: TextToVideo, model: str, catalogue: Catalogue) -> VideoReque
     return VideoRequest(
         model=model,
         prompts=(PromptSpan(prompt, num_frames),),
-        negative_prompt=given.negative_prompt or "",
+        negative_prompt=check_length("parameters.negative_prompt", given.negative_prompt),
         height=height,
         width=width,
         fps=fps,

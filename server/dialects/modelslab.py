@@ -36,7 +36,7 @@ from server.body import parse_object, read_body, validate
 from server.credentials import bearer
 from server.dialects import Dialect, Example
 from server.services import Services, services
-from server.wire import Integer, Number, check_prompt, check_range, choose_seed
+from server.wire import Integer, Number, check_length, check_prompt, check_range, choose_seed
 
 #: `temp: true` keeps the file for this long, seconds.
 _TEMP_S = 24 * 3600
@@ -160,7 +160,7 @@ def from_wire(
     request = VideoRequest(
         model=known or catalogue.resolve("modelslab", settings.default_model),
         prompts=(PromptSpan(prompt, values["num_frames"]),),
-        negative_prompt=wire.negative_prompt or "",
+        negative_prompt=check_length("negative_prompt", wire.negative_prompt),
         height=values["height"],
         width=values["width"],
         fps=values["fps"],

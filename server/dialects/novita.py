@@ -38,7 +38,7 @@ from server.body import parse_object, read_body, validate
 from server.credentials import bearer_or_raw
 from server.dialects import Dialect, Example
 from server.services import Services, services
-from server.wire import Integer, Number, check_prompt, check_range, choose_seed
+from server.wire import Integer, Number, check_length, check_prompt, check_range, choose_seed
 
 _LONGEST_PROMPT = 1024  # characters, also of the negative one
 _MOST_FRAMES = 128  # over all prompts
@@ -149,7 +149,7 @@ def from_wire(wire: TextToVideo, catalogue: Catalogue, settings: NovitaSettings)
         if getattr(wire, field) is not None:
             check_range(field, getattr(wire, field), least, most)
     prompts = _prompts(wire.prompts)
-    _check_length("negative_prompt", wire.negative_prompt or "")
+    check_length("negative_prompt", wire.negative_prompt, _LONGEST_PROMPT)
     seed = choose_seed("seed", wire.seed)
     extra = wire.extra or Extra()
     model = catalogue.resolve("novita", wire.model_name)
@@ -175,18 +175,13 @@ def _prompts(clips: list[Prompt]) -> tuple[PromptSpan, ...]:
     for i, clip in enumerate(clips):
         check_range(f"prompts.{i}.frames", clip.frames, 8, 64)
         check_prompt(f"prompts.{i}.prompt", clip.prompt)
-        _check_length(f"prompts.{i}.prompt", clip.prompt)
+        check_length(f"prompts.{i}.prompt", clip.prompt, _LONGEST_PROMPT)
     frames = sum(clip.frames for clip in clips)
     if frames > _MOST_FRAMES:
         raise InvalidRequest(
             f"prompts: the frames of all prompts must add up to {_MOST_FRAMES} or less, got {frames}", "prompts"
         )
     return tuple(PromptSpan(clip.prompt, clip.frames) for clip in clips)
-
-
-def _check_length(field: str, text: str) -> None:
-    if len(text) > _LONGEST_PROMPT:
-        raise InvalidRequest(f"{field} must be at most {_LONGEST_PROMPT} characters, got {len(text)}", field)
 
 
 def _check_served(wire: TextToVideo, extra: Extra) -> None:

@@ -42,7 +42,7 @@ from server.credentials import bearer
 from server.dialects import Dialect, Example
 from server.services import Services, services
 from server.synchronous import JobFailed, held_refusals, wait_for_video
-from server.wire import Integer, Number, Prompts, check_limits, check_prompt, check_range, choose_seed
+from server.wire import Integer, Number, Prompts, check_length, check_limits, check_prompt, check_range, choose_seed
 
 _FORMATS = ("gif", "webm", "zip")
 _MULTIPLE = 32  # of height and width, pixels
@@ -152,7 +152,7 @@ def from_wire(wire: UniversalBody, model: str, catalogue: Catalogue) -> VideoReq
     return VideoRequest(
         model=model,
         prompts=(PromptSpan(prompt, values["num_frames"]),),
-        negative_prompt=given.negative_prompt or "",
+        negative_prompt=check_length("inputs.negative_prompt", given.negative_prompt),
         height=values["height"],
         width=values["width"],
         fps=values["fps"],

@@ -160,7 +160,7 @@ async def test_a_model_is_described_to_who_has_a_key(api: Api, path: str) -> Non
 
 # Refusals
 
-MOST = "9.22337e+18"
+MOST = "9223372036854775807"
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"inputs": None}, "inputs is required"),
     ({"inputs": ""}, "inputs must not be blank"),
@@ -180,7 +180,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"parameters": {"num_frames": 16.5}}, "parameters.num_frames must be an integer, got 16.5"),
     ({"parameters": {"num_frames": True}}, "parameters.num_frames must be a number, got true"),
     ({"parameters": {"guidance_scale": -0.1}}, "parameters.guidance_scale must be between 0 and 100, got -0.1"),
-    ({"parameters": {"guidance_scale": 101}}, "parameters.guidance_scale must be between 0 and 100, got 101.0"),
+    ({"parameters": {"guidance_scale": 101}}, "parameters.guidance_scale must be between 0 and 100, got 101"),
     ({"parameters": {"guidance_scale": "high"}}, 'parameters.guidance_scale must be a number, got "high"'),
     (
         {"parameters": {"negative_prompt": 5}},
@@ -205,8 +205,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"parameters": {"width": 1281}}, "parameters.width must be between 64 and 1280, got 1281"),
     ({"parameters": {"height": 63}}, "parameters.height must be between 64 and 1280, got 63"),
     ({"parameters": {"height": 1281}}, "parameters.height must be between 64 and 1280, got 1281"),
-    ({"parameters": {"fps": 0}}, "parameters.fps must be between 1 and 120, got 0.0"),
-    ({"parameters": {"fps": 121}}, "parameters.fps must be between 1 and 120, got 121.0"),
+    ({"parameters": {"fps": 0}}, "parameters.fps must be between 1 and 120, got 0"),
+    ({"parameters": {"fps": 121}}, "parameters.fps must be between 1 and 120, got 121"),
     ({"parameters": {"target_size": {"width": 64}}}, "parameters.target_size.height is required"),
     ({"parameters": {"target_size": {"height": 64}}}, "parameters.target_size.width is required"),
     (
