@@ -43,7 +43,8 @@ def _work(options: argparse.Namespace) -> int:
     from polyreel.queue import GENERATE_TASK, Queue, rq_connection
     from polyreel.storage import connect_storage
     from workers.residency import Residency
-    from workers.runner import JobRunner, clear_scratch
+    from workers.runner import JobRunner
+    from workers.sweeper import Sweeper
     from workers.worker import Heartbeat, make_worker
 
     configure_logs(settings.log_level, "worker")
@@ -67,8 +68,9 @@ def _work(options: argparse.Namespace) -> int:
         patient=True,
     )
     scratch = settings.state_dir / "scratch"
-    clear_scratch(scratch)
-    runner = JobRunner(queue, residency, connect_storage(settings.storage_url), scratch, name)
+    storage = connect_storage(settings.storage_url)
+    runner = JobRunner(queue, residency, storage, scratch, name)
+    sweeper = Sweeper(storage, settings.retention_s, scratch)
     state = residency.prepare()
     import torch
 
@@ -88,10 +90,12 @@ def _work(options: argparse.Namespace) -> int:
     )
     worker = make_worker(rq_connection(url, patient=True), name, {GENERATE_TASK: runner.run})
     heartbeat.start()
+    sweeper.start()
     log.info("worker ready", device=device, models=ready)
     try:
         worker.work(logging_level=None)
     finally:
+        sweeper.stop()
         heartbeat.stop()
     return 0
 

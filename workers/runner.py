@@ -7,7 +7,6 @@ job was cancelled, or given to another worker because we seemed dead) the rest o
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -169,13 +168,6 @@ class JobRunner:
                 self.storage.delete(key)
             except Exception as err:  # the storage may be why the job failed
                 log.warning("file not removed", key=key, reason=str(err))
-
-
-def clear_scratch(folder: Path, older_than_s: float = 24 * 3600) -> None:
-    """Remove what killed workers left in `folder`; anything younger may belong to a worker that lives."""
-    for leftover in folder.glob("*"):
-        if time.time() - leftover.stat().st_mtime > older_than_s:
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _public(job: VideoJob, err: BaseException) -> tuple[str, str]:

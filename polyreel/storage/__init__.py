@@ -41,6 +41,12 @@ class Storage(Protocol):
     def delete(self, key: str) -> None:
         """Remove the file; nothing happens when there is none."""
 
+    def sweep(self, before: float) -> int:
+        """Remove what was stored before `before` (seconds since the epoch); return how many files went.
+
+        A backend that expires objects by itself does nothing. Running it in several processes at once is harmless.
+        """
+
     def url(self, key: str, expires_at: float) -> str | None:
         """Return the backend's own public link, or None when our `/files` route is to serve the file.
 

@@ -68,6 +68,30 @@ class LocalStorage:
             with suppress(FileNotFoundError):
                 self.path(key).unlink()
 
+    def sweep(self, before: float) -> int:
+        """Remove old files, drafts of killed writers among them, and the folders that are empty then."""
+        removed = 0
+        for path in self._older_than(before):
+            with suppress(OSError):  # another process sweeps too, or a newer file lies in the folder
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def _older_than(self, before: float) -> list[Path]:
+        """Return old files and folders, what lies in a folder before the folder.
+
+        All ages are read first: removing a file makes its folder young.
+        """
+        old = []
+        for path in self.folder.rglob("*"):
+            with suppress(OSError):
+                if path.lstat().st_mtime < before:
+                    old.append(path)
+        return sorted(old, reverse=True)
+
     def url(self, key: str, expires_at: float) -> str | None:
         """Return None: a disk has no web server, our `/files` route serves it."""
         return None

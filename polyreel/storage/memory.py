@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -13,33 +14,40 @@ from polyreel.storage import Storage, check_key
 
 @dataclass(frozen=True)
 class MemoryStorage:
-    """A dictionary of files."""
+    """A dictionary of files: key to the time of storing (seconds since the epoch) and the content."""
 
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, tuple[float, bytes]] = field(default_factory=dict)
 
     def put(self, source: Path, key: str) -> None:
         """Read the file whole and keep it."""
         check_key(key)
         try:
-            self.files[key] = source.read_bytes()
+            self.files[key] = (time.time(), source.read_bytes())
         except OSError as err:
             raise StorageFailed(f"The result could not be stored: {err.strerror}.") from err
 
     def size(self, key: str) -> int | None:
         """Return bytes, or None when there is no such file."""
-        content = self.files.get(check_key(key))
-        return None if content is None else len(content)
+        stored = self.files.get(check_key(key))
+        return None if stored is None else len(stored[1])
 
     def open(self, key: str) -> BinaryIO:
         """Open for reading."""
         try:
-            return io.BytesIO(self.files[check_key(key)])
+            return io.BytesIO(self.files[check_key(key)][1])
         except KeyError as err:
             raise StorageFailed("No such file.") from err
 
     def delete(self, key: str) -> None:
         """Remove the file if it is there."""
         self.files.pop(check_key(key), None)
+
+    def sweep(self, before: float) -> int:
+        """Remove old files."""
+        old = [key for key, (stored_at, _) in self.files.items() if stored_at < before]
+        for key in old:
+            self.delete(key)
+        return len(old)
 
     def url(self, key: str, expires_at: float) -> str | None:
         """Return None: our `/files` route serves it."""

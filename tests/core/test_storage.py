@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_a_deleted_file_is_gone_and_deleting_again_is_nothing(storage: Storage, 
     storage.delete(KEY)
     storage.delete(KEY)
     assert storage.size(KEY) is None
+
+
+def test_a_sweep_removes_what_is_old_and_nothing_else(storage: Storage, source) -> None:
+    storage.put(source(b"old"), KEY)
+    between = time.time() + 0.05
+    time.sleep(0.1)
+    storage.put(source(b"new"), "out/9d2f/9d2f.mp4")
+    assert storage.sweep(between) == 1
+    assert storage.size(KEY) is None
+    assert read(storage, "out/9d2f/9d2f.mp4") == b"new"
+    assert storage.sweep(between) == 0
 
 
 def test_the_folder_of_a_key_is_no_file(storage: Storage, source) -> None:
@@ -175,6 +187,14 @@ def test_a_url_that_names_no_storage_is_refused(url: str, message: str) -> None:
 def test_a_local_storage_makes_its_folder(tmp_path: Path) -> None:
     assert connect_storage(f"file://{tmp_path}/a/b%20c") == LocalStorage(tmp_path / "a" / "b c")
     assert (tmp_path / "a" / "b c").is_dir()
+
+
+def test_a_sweep_of_a_local_storage_leaves_no_empty_folder_and_no_old_draft(tmp_path: Path, source) -> None:
+    storage = LocalStorage(tmp_path / "stored")
+    storage.put(source(b"old"), KEY)
+    (tmp_path / "stored/out/7b1e/.7b1e.mp4.0.part").write_bytes(b"a killed writer's")
+    assert storage.sweep(time.time() + 1) == 2
+    assert list((tmp_path / "stored").iterdir()) == []
 
 
 def test_a_local_storage_leaves_no_draft_behind(tmp_path: Path) -> None:

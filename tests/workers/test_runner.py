@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +24,7 @@ from tests.core.jobs import REQUEST, queued
 from tests.families.quick import Quick
 from tests.families.raising import Raising
 from tests.families.unloadable import Unloadable
-from workers.runner import JobRunner, clear_scratch
+from workers.runner import JobRunner
 
 MakeRunner = Callable[..., JobRunner]
 
@@ -318,12 +317,3 @@ def test_a_failure_is_logged_with_its_traceback_and_without_the_prompt(
     assert "RuntimeError: the cause" in logged
     assert job.id in logged
     assert "sunset" not in logged
-
-
-def test_only_old_scratch_is_cleared(tmp_path: Path) -> None:
-    for name, age_s in (("old", 90000), ("young", 80000)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "0.gif").write_text("x")
-        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
-    clear_scratch(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["young"]
