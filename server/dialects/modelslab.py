@@ -6,6 +6,7 @@ and webhook pages. What we decided between them, and every field, is in `docs/co
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -30,7 +31,7 @@ from polyreel.errors import (
     did_you_mean,
 )
 from polyreel.job import JobStatus, VideoJob
-from polyreel.records import StoredJob
+from polyreel.records import StoredJob, estimate_s
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
 from server.body import parse_object, read_body, validate
 from server.credentials import bearer
@@ -40,6 +41,9 @@ from server.wire import Integer, Number, check_length, check_prompt, check_range
 
 #: `temp: true` keeps the file for this long, seconds.
 _TEMP_S = 24 * 3600
+
+#: How long an answer waits for the estimate in it while Redis hangs, seconds.
+_ESTIMATE_S = 1.0
 
 
 class ModelsLabSettings(BaseModel):
@@ -295,7 +299,7 @@ async def text2video(request: Request) -> Response:
     vendor = {"meta": meta, "base_url": shared.base_url(request), "temp": bool(wire.temp)}
     stored = await shared.submit(video, dialect="modelslab", owner=owner, vendor=vendor)
     if not wire.instant_response:
-        stored = await shared.wait(stored.job.id, owner, settings.hold_s)
+        stored = await _hold(shared, stored, owner, settings.hold_s)
     answer = await _answer(shared, request, stored)
     if answer["status"] == "success":
         # One client reads these two on every submit answer, also on instant success.
@@ -313,13 +317,33 @@ async def fetch(request: Request, job_id: str) -> Response:
     return JSONResponse(await _answer(shared, request, await shared.get(job_id, owner)))
 
 
+async def _hold(shared: Services, stored: StoredJob, owner: str, hold_s: float) -> StoredJob:
+    """Return the record once its job has ended or the time is up; as submitted when Redis goes away meanwhile.
+
+    Never raises: a client that does not learn the id of its job submits it again, and the video is made twice.
+    """
+    try:
+        return await shared.wait(stored.job.id, owner, hold_s)
+    except (QueueUnavailable, UnknownJob):  # unknown: a Redis that came back without the record
+        return stored
+
+
 async def _answer(shared: Services, request: Request, stored: StoredJob) -> dict[str, Any]:
     job = stored.job
     base_url = job.vendor.get("base_url") or shared.base_url(request)
     kept_s = min(shared.settings.retention_s, _TEMP_S) if job.vendor.get("temp") else shared.settings.retention_s
     link = shared.link(base_url, job.output_keys[0], job.created_at + kept_s)
     fetch_link = f"{base_url}/api/v6/video/fetch/{stored.number}"
-    return to_wire(stored, link, fetch_link, await shared.eta_s(job))
+    return to_wire(stored, link, fetch_link, await _eta_s(shared, job))
+
+
+async def _eta_s(shared: Services, job: VideoJob) -> int:
+    """Return the estimated whole seconds until `job` ends, a blind guess while Redis is away: the id matters more."""
+    try:
+        async with asyncio.timeout(_ESTIMATE_S):
+            return await shared.eta_s(job)
+    except (QueueUnavailable, TimeoutError):
+        return estimate_s(job, None, 0)
 
 
 def _key(request: Request, body: dict[str, Any]) -> str | None:

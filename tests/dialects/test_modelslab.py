@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import redis
 from pydantic import SecretStr
 
+from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.catalogue import Catalogue
-from polyreel.errors import NotServedYet, TooManyJobs
+from polyreel.errors import NotServedYet, QueueUnavailable, TooManyJobs
 from polyreel.job import JobStatus
 from polyreel.request import VideoRequest
 from server.body import validate
 from server.dialects import modelslab
 from server.dialects.modelslab import ModelsLabSettings, TextToVideo
+from server.services import Services
 from tests.conftest import Api
 from tests.dialects.golden import Row, finished, golden, without_drawn_seed
 
@@ -407,6 +413,76 @@ async def test_instant_response_does_not_wait(make_api: Callable[..., Api]) -> N
     with anyio.fail_after(5):
         answer = await submit(api, instant_response=True)
     assert (answer["status"], answer["meta"]["instant_response"]) == ("processing", "yes")
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    """A Valkey that a test may harm."""
+    broker = start_embedded(tmp_path / "valkey")
+    yield broker
+    broker.process.send_signal(signal.SIGCONT)
+    broker.stop()
+
+
+def kill(broker: EmbeddedBroker) -> None:
+    broker.process.send_signal(signal.SIGKILL)
+
+
+def hang(broker: EmbeddedBroker) -> None:
+    broker.process.send_signal(signal.SIGSTOP)
+
+
+def forget(broker: EmbeddedBroker) -> None:
+    with redis.Redis.from_url(broker.url) as client:
+        client.flushall()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("harm", [kill, hang, forget])
+async def test_a_client_learns_its_id_also_when_redis_goes_away_while_it_is_held(
+    make_api: Callable[..., Api], own_broker: EmbeddedBroker, harm: Callable[[EmbeddedBroker], None]
+) -> None:
+    api = make_api(redis_url=SecretStr(own_broker.url), dialects={"modelslab": {"hold_s": 60}})
+    answers, numbers, harmed_at = [], [], []
+
+    async def harm_after_submit() -> None:
+        with redis.Redis.from_url(own_broker.url, decode_responses=True) as client:
+            while not client.zcard("polyreel:open"):  # noqa: ASYNC110 the record sets no event
+                await anyio.sleep(0.01)
+            await anyio.sleep(0.1)
+            numbers.append(int(str(client.get("polyreel:number"))))
+        harmed_at.append(time.monotonic())
+        harm(own_broker)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(harm_after_submit)
+        answers.append(await submit(api))
+    assert (answers[0]["status"], answers[0]["id"]) == ("processing", numbers[0])
+    assert answers[0]["fetch_result"].endswith(f"/fetch/{numbers[0]}")
+    assert answers[0]["eta"] == 10
+    assert time.monotonic() - harmed_at[0] < 6
+
+
+@pytest.mark.anyio
+async def test_an_estimate_that_redis_does_not_give_is_guessed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: object) -> int:
+        raise QueueUnavailable("The queue does not answer right now.")
+
+    monkeypatch.setattr(Services, "eta_s", away)
+    submitted = await submit(api, instant_response=True)
+    assert (submitted["status"], submitted["eta"]) == ("processing", 10)
+    assert (await fetch(api, submitted["id"]))["eta"] == 10
+
+
+@pytest.mark.anyio
+async def test_an_estimate_that_hangs_is_guessed_within_seconds(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(*_: object) -> int:
+        await anyio.sleep(60)
+        return 60
+
+    monkeypatch.setattr(Services, "eta_s", hangs)
+    with anyio.fail_after(3):
+        assert (await submit(api, instant_response=True))["eta"] == 10
 
 
 @pytest.mark.anyio
