@@ -49,7 +49,7 @@ def load_pipeline(
     import diffusers
     import torch
 
-    silence_progress_bars()
+    quiet_libraries()
     dtypes = {"default": getattr(torch, dtype), **dict.fromkeys(float32, torch.float32)}
     # The concrete class, not DiffusionPipeline: that one ignores some components that a caller passes.
     pipeline_class = getattr(diffusers, class_name)
@@ -210,13 +210,19 @@ def only_prompt(request: VideoRequest, family: str) -> str:
     return request.prompts[0].prompt
 
 
-def silence_progress_bars() -> None:
-    """Keep diffusers and transformers from drawing bars into the log."""
+def quiet_libraries() -> None:
+    """Keep diffusers and transformers from drawing bars into the log, and from quoting prompts there.
+
+    Both warn about a prompt that is too long for the text encoder by printing what they cut off. Errors come as
+    exceptions anyway.
+    """
     import diffusers.utils.logging
     import transformers.utils.logging
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def _shifted(on_step: StepCallback, before: int, total: int) -> StepCallback:

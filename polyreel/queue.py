@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 import redis
 from rq import Queue as RQQueue
@@ -21,7 +22,6 @@ from rq.serializers import JSONSerializer
 from polyreel.job import MAX_ATTEMPTS, VideoJob
 from polyreel.records import (
     BRIEF_TIMEOUTS,
-    HEARTBEAT_TTL_S,
     Records,
     StoredJob,
     brief_retry,
@@ -35,8 +35,10 @@ QUEUE_NAME = "polyreel"
 #: The one task that a worker runs; workers refuse any other name (RQ would import whatever it is told).
 GENERATE_TASK = "polyreel.generate"
 
-#: A job that was enqueued this recently may be between two Redis writes and is not missed yet, seconds.
-_GRACE_S = 5.0
+#: How long a job must be seen unattended before it is put back, seconds. Longer than a live worker takes between
+#: popping, claiming and telling of it in its next heartbeat, and than its clients need to reconnect after an outage;
+#: with the heartbeat's own time to live, a killed worker's job runs again within 30 s.
+WATCH_S = 8.0
 
 
 def rq_connection(url: str, *, patient: bool) -> redis.Redis:
@@ -61,7 +63,9 @@ class Queue:
         self.records = Records(connect(url, patient=patient), retention_s)
         self.max_open = max_open
         self.job_timeout_s = job_timeout_s
-        self._missed: set[str] = set()
+        #: (job id, fence) of each unattended job to the time of our clock at which we first saw it so.
+        self._unattended: dict[tuple[str, int], float] = {}
+        self._watched_at = -WATCH_S
         self._rq = RQQueue(QUEUE_NAME, connection=rq_connection(url, patient=patient), serializer=JSONSerializer)
 
     def submit(self, job: VideoJob) -> StoredJob:
@@ -116,29 +120,39 @@ class Queue:
             Job.fetch(job_id, connection=self._rq.connection, serializer=JSONSerializer).delete()
         self._enqueue(job_id)
 
-    def _is_abandoned(self, stored: StoredJob, now: float) -> bool:
-        """Return whether the worker that claimed a job is dead, or has long stopped running it."""
-        worker = stored.job.worker
-        if not self.records.is_alive(worker):
-            return True
-        # A claim is newer than the heartbeat that tells of it.
-        return now - stored.job.started_at > HEARTBEAT_TTL_S and not self.records.has_job(worker, stored.job.id)
-
     def reconcile(self, now: float | None = None) -> list[str]:
-        """Put every open job that nobody has and that is in no list back into the queue.
+        """Put every open job back into the queue that has been unattended for `WATCH_S` under our own eyes.
 
-        Covers a worker that died with the job (its heartbeat is gone) or dropped it because Redis was away, an id
-        popped by a worker that died before it claimed, and a record whose enqueue never happened (the last two must
-        be missing twice in a row: a live worker may be between popping and claiming). Running it in several workers
-        at once is harmless: a claim is given once.
+        Unattended is a job that nobody has and that is in no list (its worker died between popping and claiming, or
+        the enqueue never happened), and one whose worker is dead or runs something else (it dropped the job because
+        Redis was away). Time is only what this process watched without a gap, by its own clock: after an outage all
+        heartbeats have run out, and the clocks of two machines may differ. Running it in several workers at once is
+        harmless: a claim is given once.
+
+        Args:
+            now: this process's monotonic clock, seconds.
 
         Returns:
             The ids that were repaired.
         """
-        now = time.time() if now is None else now
+        now = time.monotonic() if now is None else now
+        if now - self._watched_at > WATCH_S:
+            self._unattended.clear()
+        self._watched_at = now
         waiting = set(self._rq.get_job_ids())
-        missed_before, self._missed = self._missed, set()
-        repaired = []
+        repaired: list[str] = []
+        seen: dict[tuple[str, int], float] = {}
+        for stored in self._open_jobs():
+            if self._is_attended(stored, waiting):
+                continue
+            key = (stored.job.id, stored.fence)
+            seen[key] = self._unattended.get(key, now)
+            if now - seen[key] >= WATCH_S and self._put_back(stored):
+                repaired.append(stored.job.id)
+        self._unattended = seen
+        return repaired
+
+    def _open_jobs(self) -> Iterator[StoredJob]:
         for job_id in self.records.open_ids():
             try:
                 stored = self.records.get(job_id)
@@ -146,14 +160,16 @@ class Queue:
                 continue  # another version of the server wrote it, and knows how to run it
             if stored is None:
                 self.records.forget_open(job_id)
-            elif stored.claimable:
-                if job_id in waiting or now - stored.job.created_at <= _GRACE_S:
-                    continue
-                if job_id not in missed_before:
-                    self._missed.add(job_id)
-                    continue
-                self._replace_entry(job_id)
-                repaired.append(job_id)
-            elif self._is_abandoned(stored, now) and self.requeue(stored):
-                repaired.append(job_id)
-        return repaired
+            else:
+                yield stored
+
+    def _is_attended(self, stored: StoredJob, waiting: set[str]) -> bool:
+        if stored.claimable:
+            return stored.job.id in waiting
+        return self.records.has_job(stored.job.worker, stored.job.id)
+
+    def _put_back(self, stored: StoredJob) -> bool:
+        if not stored.claimable:
+            return self.requeue(stored)
+        self._replace_entry(stored.job.id)
+        return True

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 from polyreel.errors import ConfigurationError
@@ -37,6 +38,8 @@ def _work(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    _need_the_model_libraries()
 
     from polyreel.catalogue import Catalogue
     from polyreel.logs import configure_logs
@@ -76,19 +79,23 @@ def _work(options: argparse.Namespace) -> int:
 
     torch.set_num_threads(settings.threads)
     device = residency.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError(f"device: {device} was asked for, and torch finds no CUDA here. Use --device cpu.")
     ready = [model for model, trouble in state.items() if not trouble]
+    worker = make_worker(rq_connection(url, patient=True), name, {GENERATE_TASK: runner.run}, settings.drain_s)
     heartbeat = Heartbeat(
         queue,
         name,
         lambda: {
             "device": device,
-            "models": ready,
+            "models": [] if worker.is_draining else ready,
             "loaded": residency.loaded,
             "unavailable": _troubles(state),
             "job": runner.current,
         },
+        # The limit itself is a signal, which a native call does not heed.
+        is_stuck=lambda: runner.is_over(settings.job_timeout_s + 60),
     )
-    worker = make_worker(rq_connection(url, patient=True), name, {GENERATE_TASK: runner.run})
     heartbeat.start()
     sweeper.start()
     log.info("worker ready", device=device, models=ready)
@@ -98,6 +105,14 @@ def _work(options: argparse.Namespace) -> int:
         sweeper.stop()
         heartbeat.stop()
     return 0
+
+
+def _need_the_model_libraries() -> None:
+    for library in ("torch", "diffusers", "transformers", "numpy", "PIL", "imageio_ffmpeg"):
+        if find_spec(library) is None:
+            raise ConfigurationError(
+                f"{library} is not installed; a worker needs it: pip install 'polyreel[worker]' (or make install)."
+            )
 
 
 def _troubles(state: dict[str, str]) -> dict[str, str]:

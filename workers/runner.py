@@ -52,6 +52,11 @@ class JobRunner:
         self.worker = worker
         #: Id of the job that is being run, "" between jobs; told in the heartbeat, read from its thread.
         self.current = ""
+        self._since = 0.0
+
+    def is_over(self, limit_s: float) -> bool:
+        """Return whether the job in progress has run for more than `limit_s` seconds."""
+        return bool(self.current) and time.monotonic() - self._since > limit_s
 
     def run(self, job_id: str) -> None:
         """Claim and run a job; return without doing anything when it is not to be had (ended, or someone has it).
@@ -60,6 +65,7 @@ class JobRunner:
         uncounted and goes on up.
         """
         self.current = job_id
+        self._since = time.monotonic()
         try:
             stored = self.records.get(job_id)  # before the claim: a job that we cannot read stays free for who can
             fence = self.records.claim(job_id, self.worker, time.time())

@@ -13,7 +13,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-from models._pipeline import silence_progress_bars
+from models._pipeline import quiet_libraries
 from models.tiny import layouts
 from polyreel.errors import CheckpointUnavailable, did_you_mean
 
@@ -75,6 +75,6 @@ def _build(name: str, folder: Path) -> None:
     """Make the checkpoint; the caller holds the lock of `folder`."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a builder that was killed
-    silence_progress_bars()
+    quiet_libraries()
     TINY[name]().save_pretrained(unfinished, safe_serialization=True)
     unfinished.rename(folder)

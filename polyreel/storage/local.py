@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -14,6 +15,9 @@ from urllib.parse import unquote, urlsplit
 
 from polyreel.errors import ConfigurationError, StorageFailed
 from polyreel.storage import Storage, check_key
+
+#: What `put` makes under `polyreel.job.new_job`'s keys: a folder per job, the files called after it, and their drafts.
+_OURS = re.compile(r"out/(?P<id>[0-9a-f-]+)(/(?P=id)\.[a-z0-9]+|/\.(?P=id)\.[a-z0-9]+\.[0-9a-f]{32}\.part)?")
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,15 @@ class LocalStorage:
         return removed
 
     def _older_than(self, before: float) -> list[Path]:
-        """Return old files and folders, what lies in a folder before the folder.
+        """Return our old files and folders, what lies in a folder before the folder.
 
-        All ages are read first: removing a file makes its folder young.
+        Only names that we make: the operator's folder may hold other things, which are not ours to remove. All ages
+        are read first: removing a file makes its folder young.
         """
         old = []
-        for path in self.folder.rglob("*"):
+        for path in (self.folder / "out").rglob("*"):
             with suppress(OSError):
-                if path.lstat().st_mtime < before:
+                if _OURS.fullmatch(path.relative_to(self.folder).as_posix()) and path.lstat().st_mtime < before:
                     old.append(path)
         return sorted(old, reverse=True)
 

@@ -192,9 +192,21 @@ def test_a_local_storage_makes_its_folder(tmp_path: Path) -> None:
 def test_a_sweep_of_a_local_storage_leaves_no_empty_folder_and_no_old_draft(tmp_path: Path, source) -> None:
     storage = LocalStorage(tmp_path / "stored")
     storage.put(source(b"old"), KEY)
-    (tmp_path / "stored/out/7b1e/.7b1e.mp4.0.part").write_bytes(b"a killed writer's")
+    (tmp_path / f"stored/out/7b1e/.7b1e.mp4.{'0' * 32}.part").write_bytes(b"a killed writer's")
     assert storage.sweep(time.time() + 1) == 2
-    assert list((tmp_path / "stored").iterdir()) == []
+    assert list((tmp_path / "stored" / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["wedding.jpg", "photos/2020/wedding.jpg", "out/wedding.jpg", "out/7b1e/wedding.mp4", "out/photos/a.png"]
+)
+def test_a_sweep_never_touches_what_is_not_ours(tmp_path: Path, name: str) -> None:
+    storage = LocalStorage(tmp_path / "shared")
+    theirs = tmp_path / "shared" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"somebody's")
+    assert storage.sweep(time.time() + 1) == 0
+    assert theirs.read_bytes() == b"somebody's"
 
 
 def test_a_local_storage_leaves_no_draft_behind(tmp_path: Path) -> None:

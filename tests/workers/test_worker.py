@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -216,14 +218,45 @@ def test_a_heartbeat_is_seen_at_once_and_withdrawn_at_the_end(queue: Queue) -> N
     assert not queue.records.is_alive("one")
 
 
-def test_a_heartbeat_repairs_the_queue(queue: Queue, connection: redis.Redis) -> None:
+def test_a_heartbeat_repairs_the_queue(queue: Queue, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.worker.BEAT_S", 0.1)
+    monkeypatch.setattr("polyreel.queue.WATCH_S", 0.5)
     job = queue.submit(queued()).job
     connection.delete("rq:queue:polyreel")
     assert queue.records.claim(job.id, "dead", time.time())
     heartbeat = Heartbeat(queue, "one", dict)
     heartbeat.start()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while not connection.llen("rq:queue:polyreel") and time.monotonic() < deadline:
         time.sleep(0.01)
     heartbeat.stop()
     assert connection.lrange("rq:queue:polyreel", 0, -1) == [job.id.encode()]
+
+
+@pytest.mark.parametrize(("field", "value"), [("timeout", b"soon"), ("created_at", b"yesterday"), ("meta", b"\xff")])
+def test_an_entry_that_cannot_be_read_ends_neither_this_worker_nor_the_next(
+    connection: redis.Redis, work: Callable[[], None], ran: list[str], field: str, value: bytes
+) -> None:
+    broken = plant(connection, GENERATE_TASK, "broken")
+    connection.hset(f"rq:job:{broken.id}", field, value)
+    plant(connection, GENERATE_TASK, "first")
+    work()
+    plant(connection, GENERATE_TASK, "second")
+    work()
+    assert [job for job in ran if job != "broken"] == ["first", "second"]
+    assert connection.llen("rq:queue:polyreel") == 0
+
+
+def test_a_job_that_does_not_heed_its_time_limit_ends_the_process(redis_url: str) -> None:
+    script = (
+        "import sys, time\n"
+        "from polyreel.queue import Queue\n"
+        "from workers.worker import Heartbeat\n"
+        "queue = Queue(sys.argv[1], retention_s=60, max_open=10, job_timeout_s=1, patient=True)\n"
+        "began = time.monotonic()\n"
+        "Heartbeat(queue, 'one', dict, is_stuck=lambda: time.monotonic() - began > 0.5).start()\n"
+        "time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script, redis_url], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 70
+    assert b"inside a native call" in done.stdout + done.stderr
