@@ -56,7 +56,7 @@ class Settings(BaseSettings):
             busy machine (two OpenMP threads on two busy cores ran 20 times slower) and pins the file bytes.
         resident_models: pipelines that a worker keeps loaded; the least recently used goes first.
         max_queued: unfinished jobs in all before new ones are refused.
-        max_body_bytes: longest request body that is read.
+        max_body_bytes: longest request body that is read; 1 MiB is plenty while no dialect takes images.
         retention_s: how long a finished job and its files are kept, seconds.
         job_timeout_s: longest time that one attempt may run, seconds.
         drain_s: how long a stopping worker may finish its job, seconds; after that the job is handed back.
@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1)] = 1
     resident_models: Annotated[int, Field(ge=1)] = 1
     max_queued: Annotated[int, Field(ge=1)] = 1000
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 2**20
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 2**20
     retention_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
     job_timeout_s: Annotated[int, Field(ge=1)] = 3600
     drain_s: Annotated[float, Field(ge=0)] = 30.0

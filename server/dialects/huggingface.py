@@ -245,13 +245,13 @@ async def _answer(request: Request, name: str, task: str) -> Response:
         raise _image_to_video()
     if task != _TASK:
         raise UnknownRoute(f"Model {name} does not serve the task {task[:60]}; it serves {_TASK}.")
-    wire = _read(await read_body(request, shared.settings.max_body_bytes))
+    wire = await _read(await read_body(request, shared.settings.max_body_bytes))
     video = from_wire(wire, model, shared.catalogue)
     async with held_refusals():
         return await _generate(request, owner, name, wire, video)
 
 
-def _read(body: bytes) -> TextToVideo:
+async def _read(body: bytes) -> TextToVideo:
     """Return the wire body; its Content-Type is not asked, as the community's own server does not.
 
     Raises:
@@ -260,7 +260,7 @@ def _read(body: bytes) -> TextToVideo:
     """
     if body.startswith(_IMAGES):
         raise _image_to_video()
-    value = parse_object(body)
+    value = await parse_object(body)
     inputs = value.get("inputs")
     if isinstance(inputs, dict):
         raise InvalidRequest(

@@ -33,7 +33,7 @@ from polyreel.errors import (
 from polyreel.job import JobStatus, VideoJob
 from polyreel.records import StoredJob, estimate_s
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
-from server.body import parse_object, read_body, validate
+from server.body import parse_object, read_body, read_object, validate
 from server.credentials import bearer
 from server.dialects import Dialect, Example
 from server.services import Services, services
@@ -291,7 +291,7 @@ router = APIRouter(prefix="/api/v6/video")
 async def text2video(request: Request) -> Response:
     """Submit; answers with the video if it is ready within `hold_s`, unless `instant_response` is set."""
     shared, settings = services(request), _settings(request)
-    body = parse_object(await read_body(request, shared.settings.max_body_bytes))
+    body = await read_object(request, shared.settings.max_body_bytes)
     owner = shared.keys.owner_of(_key(request, body))
     wire = validate(TextToVideo, body)
     video, meta = from_wire(wire, shared.catalogue, settings)
@@ -312,7 +312,7 @@ async def fetch(request: Request, job_id: str) -> Response:
     """Answer how a job is getting on; 200 also for a failed one."""
     shared = services(request)
     raw = await read_body(request, shared.settings.max_body_bytes)
-    body = parse_object(raw) if raw.strip() else {}
+    body = await parse_object(raw) if raw.strip() else {}
     owner = shared.keys.owner_of(_key(request, body))
     return JSONResponse(await _answer(shared, request, await shared.get(job_id, owner)))
 

@@ -34,7 +34,7 @@ from polyreel.errors import (
 from polyreel.job import JobStatus
 from polyreel.records import StoredJob
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
-from server.body import parse_object, read_body, validate
+from server.body import read_object, validate
 from server.credentials import bearer_or_raw
 from server.dialects import Dialect, Example
 from server.services import Services, services
@@ -317,7 +317,7 @@ async def txt2video(request: Request) -> Response:
     """Submit; answers at once with the task's id. 200, as both official clients take any other status for an error."""
     shared = services(request)
     owner = shared.keys.owner_of(bearer_or_raw(request))
-    body = parse_object(await read_body(request, shared.settings.max_body_bytes))
+    body = await read_object(request, shared.settings.max_body_bytes)
     video = from_wire(validate(TextToVideo, body), shared.catalogue, _settings(request))
     stored = await shared.submit(video, dialect="novita", owner=owner)
     return JSONResponse({"task_id": stored.job.id})

@@ -37,7 +37,7 @@ from polyreel.errors import (
 from polyreel.job import VideoJob
 from polyreel.records import StoredJob
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
-from server.body import parse_object, read_body, validate
+from server.body import read_object, validate
 from server.credentials import bearer
 from server.dialects import Dialect, Example
 from server.services import Services, services
@@ -254,7 +254,7 @@ async def generate(request: Request) -> Response:
     """Make the video in every format asked for and answer with the files, or with links to them."""
     shared, settings = services(request), _settings(request)
     owner = shared.keys.owner_of(bearer(request))
-    wire = _read(await read_body(request, shared.settings.max_body_bytes))
+    wire = _read(await read_object(request, shared.settings.max_body_bytes))
     video = from_wire(wire, _model(shared.catalogue, settings), shared.catalogue)
     async with held_refusals():
         stored = await shared.submit(video, dialect="universal", owner=owner)
@@ -271,8 +271,7 @@ async def alive() -> Response:
     return PlainTextResponse("Ok")
 
 
-def _read(body: bytes) -> UniversalBody:
-    value = parse_object(body)
+def _read(value: dict[str, Any]) -> UniversalBody:
     if "inputs" not in value:
         keys = json.dumps([key[:40] for key in list(value)[:20]])
         raise InvalidRequest(f"Body needs to provide a inputs key, received: {keys}", "inputs")

@@ -137,6 +137,8 @@ HOSTILE: dict[str, Callable[[Dialect, str], bytes]] = {
     "half a surrogate pair as a name": lambda dialect, key: with_raw(dialect, key, rb'{"\uD800": 1}'),
     "100,000 brackets": lambda dialect, key: with_raw(dialect, key, b"[" * 100_000 + b"]" * 100_000),
     "100,000 open braces": lambda dialect, key: with_raw(dialect, key, b'{"a":' * 100_000),
+    "20,000 empty lists": lambda dialect, key: with_raw(dialect, key, b"[" + b"[]," * 19_999 + b"[]]"),
+    "20,000 empty objects": lambda dialect, key: with_raw(dialect, key, b"[" + b"{}," * 19_999 + b"{}]"),
     "cut off": lambda dialect, key: content_of(dialect, key)[:-2],
     "nothing": lambda dialect, key: b"",
     "blanks": lambda dialect, key: b" \r\n ",

@@ -1,0 +1,77 @@
+"""What a body may cost before its sender is known."""
+
+from __future__ import annotations
+
+import threading
+import time
+import tracemalloc
+from typing import Any
+
+import pytest
+
+import server.body
+from polyreel.errors import InvalidRequest, RequestTooLarge
+from polyreel.settings import load_settings
+from server.body import parse_object, read_body
+
+pytestmark = pytest.mark.anyio
+
+
+def lists(count: int) -> bytes:
+    """Return an object that holds `count` lists besides itself."""
+    return b'{"x": [' + b",".join([b"[]"] * (count - 1)) + b"]}"
+
+
+async def test_ten_thousand_objects_and_lists_are_read_and_one_more_refused() -> None:
+    assert await parse_object(lists(9_999)) == {"x": [[]] * 9_998}
+    with pytest.raises(InvalidRequest) as refused:
+        await parse_object(lists(10_000))
+    assert refused.value.message == "The request body has more than 10000 objects and lists."
+
+
+async def test_twenty_mebibytes_of_lists_cost_neither_time_nor_memory() -> None:
+    body = lists(7_000_000)
+    tracemalloc.start()
+    began = time.monotonic()
+    with pytest.raises(InvalidRequest):
+        await parse_object(body)
+    took_s, (_, peak) = time.monotonic() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took_s < 0.5
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize(("length", "beside_the_loop"), [(65_536, False), (65_537, True)])
+async def test_a_long_body_is_parsed_beside_the_event_loop(
+    length: int, beside_the_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def finite(text: str) -> float:
+        threads.append(threading.current_thread())
+        return float(text)
+
+    monkeypatch.setattr(server.body, "_finite", finite)
+    body = b'{"x": 0.5, "y": "' + b"a" * (length - 19) + b'"}'
+    assert len(body) == length
+    assert (await parse_object(body))["x"] == 0.5
+    assert (threads[0] is not threading.main_thread()) is beside_the_loop
+
+
+async def test_a_body_over_a_mebibyte_is_refused_unless_the_operator_says_otherwise() -> None:
+    class Sent:
+        """A request whose length is not announced."""
+
+        headers: dict[str, str] = {}  # noqa: RUF012
+
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+        async def stream(self) -> Any:
+            for _ in range(self.size // 1024):
+                yield b"a" * 1024
+
+    most = load_settings().settings.max_body_bytes
+    assert len(await read_body(Sent(1_048_576), most)) == 1_048_576  # type: ignore[arg-type]
+    with pytest.raises(RequestTooLarge, match=r"^The request body is larger than 1048576 bytes\.$"):
+        await read_body(Sent(1_049_600), most)  # type: ignore[arg-type]
