@@ -88,7 +88,7 @@ class UnknownModel(PolyreelError):
         self.name = name
         self.served = sorted(served)
         near = did_you_mean(name, self.served)
-        super().__init__(f"Model {name[:200]} is not served here.{near} Served: {', '.join(self.served)}.")
+        super().__init__(f"Model {name[:200]} is not served here.{near} Served: {', '.join(self.served) or 'none'}.")
 
 
 class UnknownJob(PolyreelError):

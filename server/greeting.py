@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from polyreel.catalogue import Catalogue
 from polyreel.settings import Settings
 from server.dialects import Example, dialects
 
@@ -19,9 +20,8 @@ def greeting(settings: Settings, port: int, new_key: str | None) -> str:
         port: the one really listened on.
         new_key: text of a key that was made just now; None when keys were configured or made before.
     """
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    base = settings.public_url or f"http://{host}:{port}"
-    lines = [f"Polyreel listens on {base}"]
+    base = settings.public_url or f"http://{_reachable(settings.host)}:{port}"
+    lines = [f"Polyreel listens on {settings.host}, port {port}: {base}"]
     if new_key:
         lines.append(f"API key (shown this once): {new_key}")
     elif settings.api_keys:
@@ -32,9 +32,19 @@ def greeting(settings: Settings, port: int, new_key: str | None) -> str:
             f"(lost it? delete {settings.state_dir / 'local-key.json'} and start again, or set POLYREEL_API_KEYS)"
         )
     lines.append(f"Models: {', '.join(settings.models)} (loaded when first used; {base}/ready says when jobs can run)")
+    catalogue = Catalogue(settings.models)
     for name, dialect in sorted(dialects().items()):
+        if not catalogue.public_names(name):
+            continue  # its line would be answered with an error
         lines += ["", f"# {name}: {dialect.example.title}", curl_line(dialect.example, base, new_key or _YOUR_KEY)]
     return "\n".join(lines) + "\n"
+
+
+def _reachable(host: str) -> str:
+    """Return an address that a client on this machine can call: "every address" is none."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 compared, not listened on
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def curl_line(example: Example, base_url: str, key: str) -> str:

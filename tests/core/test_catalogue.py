@@ -35,6 +35,12 @@ def test_an_unknown_name_is_refused_with_what_is_served() -> None:
     assert str(refused.value) == "Model wan2.1 is not served here. Did you mean wan2.2? Served: ltx, wan2.2."
 
 
+def test_where_nothing_is_served_the_refusal_says_so() -> None:
+    with pytest.raises(UnknownModel) as refused:
+        Catalogue({"a": served("wan2.2")}).resolve("novita", "dream.safetensors")
+    assert str(refused.value) == "Model dream.safetensors is not served here. Served: none."
+
+
 def test_public_names_keep_the_operators_order() -> None:
     catalogue = Catalogue({"b": served("two", "one"), "a": served("zero")})
     assert catalogue.public_names("modelslab") == ["two", "one", "zero"]

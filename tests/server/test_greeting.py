@@ -1,0 +1,77 @@
+"""The first lines of output: an address that can be called, and a key that is shown once or never."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from polyreel.settings import Settings, load_settings
+from server.greeting import greeting
+from tests.conftest import KEY
+
+
+def loaded(**changes: object) -> Settings:
+    return load_settings(**changes).settings
+
+
+@pytest.mark.parametrize(
+    ("host", "line"),
+    [
+        ("127.0.0.1", "Polyreel listens on 127.0.0.1, port 8123: http://127.0.0.1:8123"),
+        ("0.0.0.0", "Polyreel listens on 0.0.0.0, port 8123: http://127.0.0.1:8123"),
+        ("::", "Polyreel listens on ::, port 8123: http://127.0.0.1:8123"),
+        ("::1", "Polyreel listens on ::1, port 8123: http://[::1]:8123"),
+        ("gpu-box", "Polyreel listens on gpu-box, port 8123: http://gpu-box:8123"),
+    ],
+)
+def test_the_address_is_one_that_a_client_on_this_machine_can_call(host: str, line: str) -> None:
+    lines = greeting(loaded(host=host), 8123, None).splitlines()
+    base = line.partition("8123: ")[2]
+    assert lines[0] == line
+    assert f"{base}/ready says when jobs can run" in lines[2]
+    calls = [shlex.split(line)[4] for line in lines if line.startswith("curl")]
+    assert [call.startswith(f"{base}/") for call in calls] == [True] * 4
+
+
+def test_the_public_address_is_the_one_of_the_examples() -> None:
+    text = greeting(loaded(host="0.0.0.0", public_url="https://video.example.com/"), 8000, None)
+    assert text.startswith("Polyreel listens on 0.0.0.0, port 8000: https://video.example.com\n")
+    assert "curl -sS -X POST https://video.example.com/v3/async/txt2video " in text
+    assert "127.0.0.1" not in text
+
+
+def test_a_new_key_is_shown_and_stands_in_every_example() -> None:
+    text = greeting(loaded(), 8000, "pr_new-key-0123456789")
+    assert "API key (shown this once): pr_new-key-0123456789" in text.splitlines()
+    assert [line.count("pr_new-key-0123456789") for line in text.splitlines() if line.startswith("curl")] == [1] * 4
+
+
+def test_a_configured_key_is_never_shown_only_its_owner() -> None:
+    text = greeting(loaded(api_keys=f"alice:{KEY},bob:bob-key-0123456789ab"), 8000, None)
+    assert "API keys: those of alice, bob, as configured" in text.splitlines()
+    assert KEY not in text
+    assert "bob-key" not in text
+    assert [line.count('"$POLYREEL_KEY"') for line in text.splitlines() if line.startswith("curl")] == [1] * 4
+
+
+def test_a_key_of_an_earlier_start_is_not_shown_but_how_to_get_another(tmp_path: Path) -> None:
+    text = greeting(loaded(state_dir=tmp_path), 8000, None)
+    assert text.splitlines()[1] == (
+        "API key: the one shown at the first start "
+        f"(lost it? delete {tmp_path}/local-key.json and start again, or set POLYREEL_API_KEYS)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("profile", "names"),
+    [
+        ("tiny", ["huggingface", "modelslab", "novita", "universal"]),
+        ("gpu", ["huggingface", "modelslab", "universal"]),
+    ],
+)
+def test_only_dialects_that_serve_a_model_have_an_example(profile: str, names: list[str]) -> None:
+    lines = greeting(load_settings(profile).settings, 8000, None).splitlines()
+    assert [line[2:].partition(":")[0] for line in lines if line.startswith("# ")] == names
+    assert len([line for line in lines if line.startswith("curl")]) == len(names)
