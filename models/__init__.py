@@ -32,6 +32,13 @@ class Family(Protocol):
 
     name: str
 
+    def check(self, checkpoint: Path) -> None:
+        """Look at a checkpoint folder without loading it, in well under a second.
+
+        Raises:
+            CheckpointUnavailable: `load` would not take it.
+        """
+
     def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
         """Load a checkpoint folder in diffusers layout, tiny or real, without touching the network.
 

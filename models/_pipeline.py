@@ -39,7 +39,8 @@ def load_pipeline(
         float32: components that stay in float32 whatever `dtype` says, e.g. ("vae",).
 
     Raises:
-        CheckpointUnavailable: the folder is missing, incomplete, of another class, or holds pickles.
+        CheckpointUnavailable: the folder is missing, incomplete, of another class, holds pickles, or the model does
+            not fit on the device.
         ConfigurationError: `dtype` is not one of `DTYPES`.
     """
     if dtype not in DTYPES:
@@ -60,7 +61,10 @@ def load_pipeline(
     except Exception as err:  # diffusers and transformers raise a dozen kinds for a broken folder
         raise CheckpointUnavailable(f"{checkpoint} does not load as {class_name}: {err}") from err
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    try:
+        return pipeline.to(device)
+    except Exception as err:  # no such device, or too little memory on it
+        raise CheckpointUnavailable(f"{checkpoint} does not fit on {device}: {type(err).__name__}: {err}") from err
 
 
 def check_checkpoint(checkpoint: Path, class_name: str) -> None:

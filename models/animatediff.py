@@ -20,7 +20,7 @@ import numpy as np
 
 from models import Pipeline, StepCallback
 from models._geometry import round_up
-from models._pipeline import load_pipeline, run_each, run_pipeline
+from models._pipeline import check_checkpoint, load_pipeline, run_each, run_pipeline
 from polyreel.request import VideoRequest
 
 #: Frames that the motion adapters were trained on, and by how many the window moves on.
@@ -36,9 +36,13 @@ class AnimateDiff:
     """The AnimateDiff family; see `models.Family`. Several requests run one after the other."""
 
     name = "animatediff"
+    _pipeline_class = "AnimateDiffPipeline"
+
+    def check(self, checkpoint: Path) -> None:
+        check_checkpoint(checkpoint, self._pipeline_class)
 
     def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
-        pipeline = load_pipeline(checkpoint, "AnimateDiffPipeline", device=device, dtype=dtype)
+        pipeline = load_pipeline(checkpoint, self._pipeline_class, device=device, dtype=dtype)
         if not hasattr(pipeline.text_encoder, "text_model"):
             # transformers 5.6 dissolved CLIPTextModel.text_model into CLIPTextModel; diffusers 0.42 still asks for
             # it when `clip_skip` is given. Set past torch's __setattr__: as a submodule it would contain itself.

@@ -15,7 +15,7 @@ import numpy as np
 
 from models import Pipeline, StepCallback
 from models._geometry import legal_frames, round_up
-from models._pipeline import load_pipeline, only_prompt, run_each, run_pipeline
+from models._pipeline import check_checkpoint, load_pipeline, only_prompt, run_each, run_pipeline
 from polyreel.request import VideoRequest
 
 
@@ -23,9 +23,13 @@ class LTX:
     """The LTX family; see `models.Family`. Several requests run one after the other."""
 
     name = "ltx"
+    _pipeline_class = "LTXPipeline"
+
+    def check(self, checkpoint: Path) -> None:
+        check_checkpoint(checkpoint, self._pipeline_class)
 
     def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
-        return load_pipeline(checkpoint, "LTXPipeline", device=device, dtype=dtype)
+        return load_pipeline(checkpoint, self._pipeline_class, device=device, dtype=dtype)
 
     def generate(self, pipeline: Pipeline, requests: Sequence[VideoRequest], on_step: StepCallback) -> list[np.ndarray]:
         return run_each(requests, on_step, lambda request, report: self._generate(pipeline, request, report))

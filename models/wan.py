@@ -17,7 +17,7 @@ import numpy as np
 
 from models import Pipeline, StepCallback
 from models._geometry import legal_frames, round_up
-from models._pipeline import load_pipeline, only_prompt, run_each, run_pipeline
+from models._pipeline import check_checkpoint, load_pipeline, only_prompt, run_each, run_pipeline
 from polyreel.request import VideoRequest
 
 
@@ -25,10 +25,14 @@ class Wan:
     """The Wan family; see `models.Family`. Several requests run one after the other."""
 
     name = "wan"
+    _pipeline_class = "WanPipeline"
+
+    def check(self, checkpoint: Path) -> None:
+        check_checkpoint(checkpoint, self._pipeline_class)
 
     def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
         # Wan's VAE is meant to run in float32; in bfloat16 the frames show blocks and wrong colours.
-        return load_pipeline(checkpoint, "WanPipeline", device=device, dtype=dtype, float32=("vae",))
+        return load_pipeline(checkpoint, self._pipeline_class, device=device, dtype=dtype, float32=("vae",))
 
     def generate(self, pipeline: Pipeline, requests: Sequence[VideoRequest], on_step: StepCallback) -> list[np.ndarray]:
         return run_each(requests, on_step, lambda request, report: self._generate(pipeline, request, report))

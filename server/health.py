@@ -29,7 +29,9 @@ async def ready(request: Request) -> Response:
     if not workers:
         reasons.append("No worker is running (it may still be starting): polyreel worker, or polyreel up.")
     elif not models:
-        reasons += [f"{model}: {why}" for about in workers for model, why in _dict(about.get("unavailable")).items()]
+        broken = sorted({str(model) for about in workers for model in _list(about.get("unavailable"))})
+        reasons = [f"Model {model} cannot run; the worker's log says why." for model in broken]
+        reasons = reasons or ["Every worker is stopping."]
     if reasons:
         return JSONResponse({"ready": False, "reasons": reasons}, status_code=503, headers={"Retry-After": "2"})
     return JSONResponse({"ready": True, "workers": len(workers), "models": models})
@@ -37,7 +39,3 @@ async def ready(request: Request) -> Response:
 
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
-
-
-def _dict(value: object) -> dict[str, object]:
-    return value if isinstance(value, dict) else {}

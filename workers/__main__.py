@@ -90,7 +90,7 @@ def _work(options: argparse.Namespace) -> int:
             "device": device,
             "models": [] if worker.is_draining else ready,
             "loaded": residency.loaded,
-            "unavailable": _troubles(state),
+            "unavailable": [model for model, trouble in state.items() if trouble],
             "job": runner.current,
         },
         # The limit itself is a signal, which a native call does not heed.
@@ -113,10 +113,6 @@ def _need_the_model_libraries() -> None:
             raise ConfigurationError(
                 f"{library} is not installed; a worker needs it: pip install 'polyreel[worker]' (or make install)."
             )
-
-
-def _troubles(state: dict[str, str]) -> dict[str, str]:
-    return {model: trouble for model, trouble in state.items() if trouble}
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Residency:
         return families()[self.catalogue[model].family]
 
     def prepare(self) -> dict[str, str]:
-        """Make or find every entry's checkpoint folder, without loading any.
+        """Make or find every entry's checkpoint folder and look at it, without loading any.
 
         Returns:
             Catalogue name to "" if it is there, else to what is wrong with it.
@@ -69,7 +69,7 @@ class Residency:
         state = {}
         for name, entry in self.catalogue.models.items():
             try:
-                locate(entry.checkpoint, entry.revision, self.checkpoints)
+                self.family(name).check(locate(entry.checkpoint, entry.revision, self.checkpoints))
                 state[name] = ""
             except Exception as err:  # one broken model must not keep the others from being served
                 state[name] = str(err)

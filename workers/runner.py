@@ -17,7 +17,13 @@ import numpy as np
 import structlog
 from rq.timeouts import JobTimeoutException
 
-from polyreel.errors import Cancelled, PolyreelError, QueueUnavailable
+from polyreel.errors import (
+    Cancelled,
+    CheckpointUnavailable,
+    EncodingFailed,
+    PolyreelError,
+    QueueUnavailable,
+)
 from polyreel.formats import formats
 from polyreel.job import JobStatus, Output, VideoJob
 from polyreel.queue import Queue
@@ -95,6 +101,8 @@ class JobRunner:
             raise
         except BaseException as err:
             self._fail(job, fence, err)
+            _let_go(err)
+            free_memory()
 
     def _run_claimed(self, job: VideoJob, fence: int) -> None:
         timings: dict[str, float] = {}
@@ -160,12 +168,11 @@ class JobRunner:
 
     def _fail(self, job: VideoJob, fence: int, err: BaseException) -> None:
         code, message = _public(job, err)
-        log.error("job failed", code=code, exc_info=err if code == "internal_error" else err.__cause__)
+        log.error("job failed", code=code, reason=str(err), exc_info=err if code == "internal_error" else err.__cause__)
         if self.records.advance(
             job.id, fence, JobStatus.FAILED, error_code=code, error_message=message, ended_at=time.time()
         ):
             self._discard(job)
-        free_memory()
 
     def _discard(self, job: VideoJob) -> None:
         """Remove the files that were stored before the job came to another end than success."""
@@ -176,11 +183,28 @@ class JobRunner:
                 log.warning("file not removed", key=key, reason=str(err))
 
 
+def _let_go(err: BaseException | None) -> None:
+    """Drop the tracebacks of an error and its causes: their frames hold the tensors of the failed call."""
+    while err is not None:
+        err.__traceback__ = None
+        err = err.__cause__ or err.__context__
+
+
+#: What the client is told where our own message is for the operator: it names files, or quotes ffmpeg.
+_PUBLIC: dict[type[PolyreelError], str] = {
+    EncodingFailed: "The frames could not be encoded as a file; the operator finds the reason in the worker's log.",
+    CheckpointUnavailable: "The model {model} cannot run on this server; the operator finds the reason in the log.",
+}
+
+
 def _public(job: VideoJob, err: BaseException) -> tuple[str, str]:
     """Return the code and message of a failure, fit for the client."""
     chain = [err, err.__cause__]
     if any(isinstance(cause, JobTimeoutException) for cause in chain):
         return "timeout", "The job ran longer than this server allows (job_timeout_s)."
+    for kind, message in _PUBLIC.items():
+        if isinstance(err, kind):
+            return err.code, message.format(model=job.request.model)
     if any(type(cause).__name__ == "OutOfMemoryError" for cause in chain):
         r = job.request
         return "gpu_out_of_memory", (

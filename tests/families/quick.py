@@ -27,6 +27,9 @@ class Quick:
         self.steps_done = 0
         self.loads: list[str] = []
 
+    def check(self, checkpoint: Path) -> None:
+        pass
+
     def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
         self.loads.append(checkpoint.name)
         return object()

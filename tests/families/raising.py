@@ -21,6 +21,9 @@ class Raising:
         self.error = error
         self.wrapped = wrapped
 
+    def check(self, checkpoint: Path) -> None:
+        pass
+
     def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
         return object()
 

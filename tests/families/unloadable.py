@@ -14,5 +14,8 @@ class Unloadable(Quick):
 
     name = "unloadable"
 
+    def check(self, checkpoint: Path) -> None:
+        raise CheckpointUnavailable("The checkpoint has no model_index.json.")
+
     def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
         raise CheckpointUnavailable("The checkpoint has no model_index.json.")

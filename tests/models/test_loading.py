@@ -95,3 +95,16 @@ def test_loading_draws_nothing_on_the_terminal(copy, capfd):
 
     assert "%|" not in capfd.readouterr().err
     assert pipeline._progress_bar_config == {"disable": True}
+
+
+def test_a_checkpoint_can_be_judged_without_loading_it(copy):
+    family = families()[FAMILY_OF[copy.name]]
+    family.check(copy)
+    (copy / "model_index.json").unlink()
+    with pytest.raises(CheckpointUnavailable, match=r"model_index\.json is missing"):
+        family.check(copy)
+
+
+def test_a_device_that_is_not_there_is_a_reason_and_no_traceback(copy):
+    with pytest.raises(CheckpointUnavailable, match="does not fit on nonsense"):
+        families()[FAMILY_OF[copy.name]].load(copy, device="nonsense", dtype="float32")

@@ -141,10 +141,10 @@ async def test_ready_says_that_no_worker_runs(api: Api) -> None:
 
 
 async def test_ready_says_why_no_model_can_run(api: Api) -> None:
-    api.records.beat("one", {"models": [], "unavailable": {"ltx-tiny": "There is no folder /weights/ltx."}})
+    api.records.beat("one", {"models": [], "unavailable": ["ltx-tiny"]})
     answer = await api.http.get("/ready")
     assert answer.status_code == 503
-    assert answer.json()["reasons"] == ["ltx-tiny: There is no folder /weights/ltx."]
+    assert answer.json()["reasons"] == ["Model ltx-tiny cannot run; the worker's log says why."]
 
 
 async def test_ready_with_workers_names_their_models(api: Api) -> None:

@@ -143,13 +143,30 @@ def test_a_family_that_fails_says_why_to_the_client(make_runner: MakeRunner, que
     assert failed.progress < 100
 
 
-def test_a_model_that_does_not_load_fails_the_job_with_the_reason(make_runner: MakeRunner, queue: Queue) -> None:
+def test_a_model_that_does_not_load_fails_the_job_and_tells_the_reason_to_the_operator_alone(
+    make_runner: MakeRunner, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs("info", "worker")
     job = queue.submit(queued()).job
     make_runner(Unloadable()).run(job.id)
     failed = read(queue, job)
     assert (failed.error_code, failed.error_message) == (
         "checkpoint_unavailable",
-        "The checkpoint has no model_index.json.",
+        "The model ltx-tiny cannot run on this server; the operator finds the reason in the log.",
+    )
+    assert "The checkpoint has no model_index.json." in capsys.readouterr().err
+
+
+def test_an_encoder_that_fails_tells_no_path_to_the_client(
+    make_runner: MakeRunner, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
+    job = queue.submit(queued()).job
+    make_runner(Quick()).run(job.id)
+    failed = read(queue, job)
+    assert (failed.error_code, failed.error_message) == (
+        "encoding_failed",
+        "The frames could not be encoded as a file; the operator finds the reason in the worker's log.",
     )
 
 
