@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from polyreel.errors import ConfigurationError, UnknownModel
+from polyreel.errors import ConfigurationError, InvalidRequest, UnknownModel
 
 _Strict = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,18 +20,30 @@ MIN_SIDE = 64
 
 
 class Limits(BaseModel):
-    """The largest request that an entry accepts where the dialect's own contract does not set the limit.
+    """The largest request that an entry accepts.
 
     Args:
-        num_frames: most frames of one video.
-        side: most pixels of height and of width.
-        num_inference_steps: most denoising steps.
+        num_frames: most frames of one video, where the dialect's own contract does not set the limit.
+        side: most pixels of height and of width, likewise.
+        num_inference_steps: most denoising steps, likewise.
+        pixels: most of num_frames * height * width, whatever the dialect. What a video costs in memory grows with
+            this product (as float32 RGB, 12 bytes each), and every single value may be legal while it is not.
     """
 
     model_config = _Strict
     num_frames: Annotated[int, Field(ge=1)] = 257
     side: Annotated[int, Field(ge=MIN_SIDE)] = 1280
     num_inference_steps: Annotated[int, Field(ge=1)] = 100
+    pixels: Annotated[int, Field(ge=1)] = 100_000_000
+
+    def check_pixels(self, num_frames: int, height: int, width: int) -> None:
+        """Raise `InvalidRequest` when a video has more than `pixels`."""
+        pixels = num_frames * height * width
+        if pixels > self.pixels:
+            raise InvalidRequest(
+                f"frames x width x height must be at most {self.pixels} pixels in all, "
+                f"got {num_frames} x {width} x {height} = {pixels}"
+            )
 
 
 class Defaults(BaseModel):
@@ -74,6 +86,8 @@ class ServedModel(BaseModel):
         for field in ("height", "width"):
             if getattr(self.defaults, field) > self.limits.side:
                 raise ValueError(f"defaults.{field} is over limits.side")
+        if self.defaults.num_frames * self.defaults.height * self.defaults.width > self.limits.pixels:
+            raise ValueError("defaults.num_frames * height * width is over limits.pixels")
         return self
 
 

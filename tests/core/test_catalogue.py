@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from polyreel.catalogue import Catalogue, ServedModel
-from polyreel.errors import ConfigurationError, UnknownModel
+from polyreel.catalogue import Catalogue, Limits, ServedModel
+from polyreel.errors import ConfigurationError, InvalidRequest, UnknownModel
 
 
 def served(*names: str, dialect: str = "modelslab", **values: object) -> ServedModel:
@@ -67,6 +67,7 @@ def test_an_empty_catalogue_is_refused() -> None:
         ({"limits": {"num_inference_steps": 4}}, "defaults.num_inference_steps is over limits.num_inference_steps"),
         ({"limits": {"side": 256}}, "defaults.height is over limits.side"),
         ({"limits": {"side": 512}, "defaults": {"width": 640}}, "defaults.width is over limits.side"),
+        ({"limits": {"pixels": 6_553_599}}, r"defaults.num_frames \* height \* width is over limits.pixels"),
     ],
 )
 def test_a_default_over_its_own_limit_is_refused(values: dict[str, object], message: str) -> None:
@@ -89,3 +90,17 @@ def test_a_default_over_its_own_limit_is_refused(values: dict[str, object], mess
 def test_a_value_that_no_pipeline_could_run_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         served("ltx", **values)
+
+
+def test_a_video_may_have_as_many_pixels_as_its_entry_allows_and_no_more() -> None:
+    limits = Limits(pixels=1_000_000)
+    limits.check_pixels(num_frames=10, height=250, width=400)
+    with pytest.raises(InvalidRequest) as refused:
+        limits.check_pixels(num_frames=10, height=250, width=401)
+    assert refused.value.message == (
+        "frames x width x height must be at most 1000000 pixels in all, got 10 x 401 x 250 = 1002500"
+    )
+
+
+def test_an_entry_allows_a_hundred_million_pixels_unless_it_says_otherwise() -> None:
+    assert Limits().pixels == 100_000_000

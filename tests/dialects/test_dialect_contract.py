@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from polyreel.errors import UnknownRoute
 from polyreel.records import StoredJob
 from polyreel.request import VideoRequest
+from polyreel.settings import Settings
 from server.dialects import Dialect, dialects
 from tests.conftest import Api
 
@@ -155,6 +156,20 @@ async def test_a_hostile_body_is_refused_and_makes_no_job(api: Api, dialect: Dia
     content = HOSTILE[hostile](dialect, api.key)
     response, jobs = await call(api, dialect, content, headers_of(dialect, api.key))
     assert_is_error(dialect, response, 400, 401, 422)
+    assert jobs == []
+
+
+async def test_a_video_of_more_pixels_than_its_model_allows_is_refused(
+    make_api: Callable[..., Api], settings: Settings, dialect: Dialect
+) -> None:
+    models = {
+        name: entry.model_copy(update={"limits": entry.limits.model_copy(update={"pixels": 100})})
+        for name, entry in settings.models.items()
+    }
+    api = make_api(models=models, dialects=SECTIONS)
+    response, jobs = await call(api, dialect, content_of(dialect, api.key), headers_of(dialect, api.key))
+    assert_is_error(dialect, response, 400)
+    assert "frames x width x height must be at most 100 pixels in all, got " in response.text
     assert jobs == []
 
 

@@ -46,6 +46,14 @@ async def result(api: Api, task_id: str, key: str | None = None) -> dict[str, An
     return dict(response.json())
 
 
+@pytest.mark.anyio
+async def test_the_largest_documented_video_is_accepted(api: Api) -> None:
+    clips = [{"frames": 64, "prompt": "a cat"}, {"frames": 64, "prompt": "a dog"}]
+    await submit(api, height=1024, width=1024, steps=50, prompts=clips)
+    request = api.newest().job.request
+    assert (request.num_frames, request.height, request.width) == (128, 1024, 1024)
+
+
 # The two translations
 
 
