@@ -6,7 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A CPU build of torch where the index offers one; `make install TORCH=torch==2.13.0+cu130` takes another.
 TORCH ?= torch==2.13.0
-STATE ?= $(CURDIR)/state
 
 .PHONY: help install demo up test test-slow lint format bench clean
 help:
@@ -49,4 +48,4 @@ bench: install ## what the server adds to the bare pipeline
 	@$(BIN)/python -P benchmarks/bench_server.py
 
 clean:
-	rm -rf demo state build *.egg-info
+	rm -rf demo build *.egg-info
