@@ -61,7 +61,6 @@ class Settings(BaseSettings):
         job_timeout_s: longest time that one attempt may run, seconds.
         drain_s: how long a stopping worker may finish its job, seconds; after that the job is handed back.
         log_level: "debug", "info", "warning" or "error".
-        log_prompts: whether prompts may appear in logs.
     """
 
     model_config = SettingsConfigDict(
@@ -94,7 +93,6 @@ class Settings(BaseSettings):
     job_timeout_s: Annotated[int, Field(ge=1)] = 3600
     drain_s: Annotated[float, Field(ge=0)] = 30.0
     log_level: str = "info"
-    log_prompts: bool = False
 
     @classmethod
     def settings_customise_sources(
@@ -185,7 +183,11 @@ def load_settings(config: str | None = None, **command_line: object) -> Loaded:
     if Path(secrets_dir).is_dir():
         place = f"secret files in {secrets_dir}"
         layers.append((place, _read(place, SecretsSettingsSource(Settings, secrets_dir=secrets_dir))))
-    layers.append(("environment", _read("environment", EnvSettingsSource(Settings))))
+    environment = EnvSettingsSource(Settings)
+    environment.env_vars = {
+        name: value for name, value in environment.env_vars.items() if not _is_of_a_kubernetes_service(name, value)
+    }
+    layers.append(("environment", _read("environment", environment)))
     layers.append(("command line", given))
     merged: dict[str, Any] = {}
     origin = dict.fromkeys(Settings.model_fields, "default")
@@ -256,10 +258,25 @@ def _merge(below: Any, above: Any) -> Any:
 _START_VARIABLES = {"POLYREEL_CONFIG", "POLYREEL_SECRETS_DIR"}
 
 
+#: In every pod, Kubernetes sets POLYREEL_SERVICE_HOST, POLYREEL_PORT=tcp://10.0.0.1:8000, POLYREEL_PORT_8000_TCP_ADDR
+#: and more for a Service called polyreel, and POLYREEL_REDIS_SERVICE_HOST and so on for one called polyreel-redis.
+_SERVICE_VARIABLE = re.compile(r"POLYREEL_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+_SERVICE_PORT = re.compile(r"POLYREEL_(\w+_)?PORT=(tcp|udp|sctp)://.*", re.DOTALL)
+
+
+def _is_of_a_kubernetes_service(name: str, value: str | None) -> bool:
+    upper = name.upper()
+    if "__" in upper:
+        return False  # a nested setting of ours
+    return bool(_SERVICE_VARIABLE.fullmatch(upper) or _SERVICE_PORT.fullmatch(f"{upper}={value}"))
+
+
 def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
     """A misspelt variable would be ignored silently by pydantic-settings; stop the start instead."""
     known = {f"POLYREEL_{name.upper()}" for name in Settings.model_fields if name != "redis_url"} | _START_VARIABLES
-    for name in sorted(environment):
+    for name, value in sorted(environment.items()):
+        if _is_of_a_kubernetes_service(name, value):
+            continue
         upper = name.upper()  # pydantic-settings reads either case
         if upper.startswith("POLYREEL_") and upper.split("__")[0] not in known:
             near = " Did you mean REDIS_URL?" if upper == "POLYREEL_REDIS_URL" else did_you_mean(upper, known)

@@ -121,6 +121,41 @@ def test_a_misspelt_variable_stops_the_start_and_names_the_right_one(
     assert SECRET not in message
 
 
+@pytest.mark.parametrize("service", ["POLYREEL", "POLYREEL_API", "POLYREEL_REDIS"])
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    for name, value in {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "PORT": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP_PROTO": "tcp",
+        "PORT_8000_TCP_PORT": "8000",
+        "PORT_8000_TCP_ADDR": "10.0.0.1",
+    }.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    loaded = load_settings()
+    assert (loaded.settings.port, loaded.origin["port"]) == (8000, "default")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("POLYREEL_SERVICE", "x"), ("POLYREEL_PORT_8000", "8000"), ("POLYREEL_PROT", "9000"), ("POLYREEL_API_PORT", "1")],
+)
+def test_what_only_looks_like_kubernetes_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert refusal().startswith(f"{name}: there is no such setting.")
+
+
+def test_a_nested_variable_is_none_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYREEL_MODELS__LTX__SERVICE_HOST", "10.0.0.1")
+    assert "models.ltx.service_host: there is no such setting." in refusal()
+
+
 def test_a_misspelt_part_of_a_nested_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYREEL_MODELS__LTX__FAMILY", "ltx")
     monkeypatch.setenv("POLYREEL_MODELS__LTX__CHECKPONT", "tiny:ltx")
@@ -371,3 +406,12 @@ def test_loading_leaves_the_environment_as_it_was() -> None:
 
 def test_every_setting_is_explained_in_the_class() -> None:
     assert [name for name in Settings.model_fields if name not in (Settings.__doc__ or "")] == []
+
+
+def test_every_setting_is_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text("utf-8")
+    assert [name for name in Settings.model_fields if f"`{name}`" not in page] == []
+
+
+def test_there_is_no_switch_that_puts_prompts_into_logs(profile) -> None:
+    assert "log_prompts: there is no such setting." in refusal(profile("log_prompts: true\n"))
