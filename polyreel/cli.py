@@ -141,8 +141,8 @@ def _version(
 
 def _flags(**values: object) -> list[str]:
     """Return command line flags for the values that were given."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    # One word each: "--guidance-scale -inf" would be read as two flags.
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
 
 def _become(process: str, arguments: list[str]) -> None:

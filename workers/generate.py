@@ -7,9 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from polyreel.catalogue import Catalogue
+from polyreel.catalogue import MIN_SIDE, Catalogue
 from polyreel.errors import ConfigurationError, InvalidRequest, PolyreelError, did_you_mean
+from polyreel.formats import formats
 from polyreel.processes import start_as
+from polyreel.request import MAX_SEED, OutputSpec, PromptSpan, VideoRequest, draw_seed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,39 +49,15 @@ def _generate(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+    catalogue = Catalogue(settings.models)
+    request = _request(options, catalogue)
+
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from polyreel.formats import formats
-    from polyreel.request import OutputSpec, PromptSpan, VideoRequest, draw_seed
     from workers.residency import Residency
 
-    by_extension = {f".{format.extension}": format for format in formats().values()}
-    format = by_extension.get(options.output.suffix.lower())
-    if format is None:
-        raise InvalidRequest(f"--output must end in one of {', '.join(by_extension)}, got {options.output.name}")
-    catalogue = Catalogue(settings.models)
-    model = _find(catalogue, options.model)
-    entry = catalogue[model]
-
-    def given(name: str) -> float:
-        value = getattr(options, name)
-        return float(getattr(entry.defaults, name) if value is None else value)
-
-    if min(given("num_frames"), given("height"), given("width"), given("num_inference_steps"), given("fps")) <= 0:
-        raise InvalidRequest("frames, sizes, steps and fps must be more than 0")
-    request = VideoRequest(
-        model=model,
-        prompts=(PromptSpan(options.prompt, int(given("num_frames"))),),
-        height=int(given("height")),
-        width=int(given("width")),
-        fps=given("fps"),
-        num_inference_steps=int(given("num_inference_steps")),
-        guidance_scale=given("guidance_scale"),
-        seed=draw_seed() if options.seed is None else options.seed,
-        outputs=(OutputSpec(format.name, given("fps")),),
-        negative_prompt=options.negative_prompt or "",
-    )
+    model, format = request.model, formats()[request.outputs[0].format]
     console = Console(stderr=True)
     residency = Residency(catalogue, settings.state_dir / "checkpoints", settings.device, capacity=1)
     with console.status(f"loading {model}"):
@@ -102,6 +80,59 @@ def _generate(options: argparse.Namespace) -> int:
         f"seed {request.seed}"
     )
     return 0
+
+
+def _request(options: argparse.Namespace, catalogue: Catalogue) -> VideoRequest:
+    """Return what is to be made, checked as a server would, before anything heavy is imported.
+
+    Raises:
+        InvalidRequest: names the flag, what came and what is allowed.
+    """
+    format = _format(options.output)
+    model = _find(catalogue, options.model)
+    limits, defaults = catalogue[model].limits, catalogue[model].defaults
+    ranges = {
+        "num_frames": (1, limits.num_frames),
+        "height": (MIN_SIDE, limits.side),
+        "width": (MIN_SIDE, limits.side),
+        "fps": (1, 120),
+        "num_inference_steps": (1, limits.num_inference_steps),
+        "guidance_scale": (0, 100),
+    }
+    values = {}
+    for name, (low, high) in ranges.items():
+        given = getattr(options, name)
+        values[name] = getattr(defaults, name) if given is None else given
+        _check_range(name, values[name], low, high)
+    limits.check_pixels(values["num_frames"], values["height"], values["width"])
+    seed = draw_seed() if options.seed is None else options.seed
+    _check_range("seed", seed, 0, MAX_SEED)
+    return VideoRequest(
+        model=model,
+        prompts=(PromptSpan(options.prompt, values.pop("num_frames")),),
+        seed=seed,
+        outputs=(OutputSpec(format, values["fps"]),),
+        negative_prompt=options.negative_prompt or "",
+        **values,
+    )
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also NaN
+        raise InvalidRequest(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
+
+
+def _format(output: Path) -> str:
+    """Return the name of the format that the file's ending means, when the file can be written."""
+    by_extension = {f".{format.extension}": format.name for format in formats().values()}
+    name = by_extension.get(output.suffix.lower())
+    if name is None:
+        raise InvalidRequest(f"--output must end in one of {', '.join(by_extension)}, got {output.name}")
+    if not output.parent.is_dir():
+        raise InvalidRequest(f"--output: there is no folder {output.parent}")
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise InvalidRequest(f"--output: {output} cannot be written")
+    return name
 
 
 def _find(catalogue: Catalogue, name: str | None) -> str:

@@ -52,15 +52,43 @@ def test_generate_writes_exactly_the_video_that_was_asked_for(checkpoints: Path,
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["-o", "cat.avi"], "--output must end in one of"),
+        (["-o", "cat.avi"], "--output must end in one of .gif, .mp4, .webm, .zip, got cat.avi"),
+        (["-o", "/nope/x.mp4"], "--output: there is no folder /nope"),
+        (["-o", "folder.mp4"], "--output: folder.mp4 cannot be written"),
+        (
+            ["-o", "cat.mp4", "--seed", "99999999999999999999"],
+            "--seed must be between 0 and 9223372036854775807, got 99999999999999999999",
+        ),
+        (["-o", "cat.mp4", "--seed", "-5"], "--seed must be between 0 and 9223372036854775807, got -5"),
+        (["-o", "cat.mp4", "--guidance-scale", "nan"], "--guidance-scale must be between 0 and 100, got nan"),
+        (["-o", "cat.mp4", "--guidance-scale", "-inf"], "--guidance-scale must be between 0 and 100, got -inf"),
+        (["-o", "cat.mp4", "--fps", "nan"], "--fps must be between 1 and 120, got nan"),
+        (["-o", "cat.mp4", "--fps", "0"], "--fps must be between 1 and 120, got 0.0"),
+        (["-o", "cat.mp4", "--num-frames", "130"], "--num-frames must be between 1 and 129, got 130"),
+        (["-o", "cat.mp4", "--num-frames", "0"], "--num-frames must be between 1 and 129, got 0"),
+        (["-o", "cat.mp4", "--height", "769"], "--height must be between 64 and 768, got 769"),
+        (["-o", "cat.mp4", "--width", "63"], "--width must be between 64 and 768, got 63"),
+        (
+            ["-o", "cat.mp4", "--num-inference-steps", "101"],
+            "--num-inference-steps must be between 1 and 100, got 101",
+        ),
+        (
+            ["-o", "cat.mp4", "--config", "gpu", "--num-frames", "250", "--height", "1280"],
+            "frames x width x height must be at most 100000000 pixels in all, got 250 x 832 x 1280 = 266240000",
+        ),
         (["-o", "cat.mp4", "--model", "Lightricks/LTX-Vido"], "Did you mean Lightricks/LTX-Video?"),
     ],
 )
-def test_generate_refuses_what_it_cannot_make_and_says_what_it_can(flags: list[str], complaint: str) -> None:
+def test_generate_refuses_at_once_what_it_cannot_make_and_says_what_it_can(
+    flags: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    monkeypatch.chdir(tmp_path)
     done = polyreel("generate", "a cat", *flags)
     assert done.returncode == 2
+    assert done.stderr.startswith("polyreel generate: ")
     assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_models_lists_what_is_served_under_which_names() -> None:
