@@ -129,7 +129,10 @@ def test_config_show_says_where_each_value_comes_from_and_hides_the_keys(tmp_pat
             {"POLYREEL_DIALECTS__MODELSLAB__DEFAULT_MODEL": "wan2"},
             "default_model: 'wan2' is not served. Did you mean wan",
         ),
-        ({"POLYREEL_DIALECTS__UNIVERSAL__ENDPOINT_MODEL": "flux"}, "dialects.universal.endpoint_model: 'flux' is not a model"),
+        (
+            {"POLYREEL_DIALECTS__UNIVERSAL__ENDPOINT_MODEL": "flux"},
+            "dialects.universal.endpoint_model: 'flux' is not a model",
+        ),
         ({"POLYREEL_DIALECTS__MODELSLB__HOLD_S": "3"}, "dialects.modelslb: no such dialect. Did you mean modelslab?"),
     ],
 )
