@@ -108,18 +108,21 @@ class Extra(BaseModel):
 
 
 class TextToVideo(BaseModel):
-    """The request body; null means absent, unknown keys are ignored. Ranges are checked apart, for their messages."""
+    """The request body; null means absent, unknown keys are ignored. Ranges are checked apart, for their messages.
+
+    Lists stop at their first wrong item: only that is told, and a body has room for half a million of them.
+    """
 
     model_name: str
     height: Integer
     width: Integer
     steps: Integer
-    prompts: Annotated[list[Prompt], Field(min_length=1, max_length=16)]
+    prompts: Annotated[list[Prompt], Field(min_length=1, max_length=16, fail_fast=True)]
     negative_prompt: str | None = None
     guidance_scale: Number | None = None
     seed: Integer | None = None
-    loras: Annotated[list[Lora], Field(max_length=5)] | None = None
-    embeddings: Annotated[list[Embedding], Field(max_length=5)] | None = None
+    loras: Annotated[list[Lora], Field(max_length=5, fail_fast=True)] | None = None
+    embeddings: Annotated[list[Embedding], Field(max_length=5, fail_fast=True)] | None = None
     closed_loop: bool | None = None
     clip_skip: Integer | None = None
     extra: Extra | None = None

@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from polyreel.catalogue import MIN_SIDE, Catalogue
@@ -94,7 +94,7 @@ class Inputs(BaseModel):
     seed: Integer | None = None
     num_inference_steps: Integer | None = None
     guidance_scale: Number | None = None
-    outputs: list[str] | None = None
+    outputs: Annotated[list[str], Field(fail_fast=True)] | None = None  # only the first wrong item is told
     return_base64: bool | None = None
     gif: Gif | None = None
     webm: Webm | None = None

@@ -8,11 +8,13 @@ import tracemalloc
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 import server.body
 from polyreel.errors import InvalidRequest, RequestTooLarge
 from polyreel.settings import load_settings
-from server.body import parse_object, read_body
+from server.body import parse_object, read_body, validate
+from server.dialects import novita, universal
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +58,32 @@ async def test_a_long_body_is_parsed_beside_the_event_loop(
     assert len(body) == length
     assert (await parse_object(body))["x"] == 0.5
     assert (threads[0] is not threading.main_thread()) is beside_the_loop
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "message"),
+    [
+        (
+            universal.UniversalBody,
+            {"inputs": {"prompt": "x", "outputs": [1] * 500_000}},
+            "inputs.outputs.0 must be a string, got 1",
+        ),
+        (
+            novita.TextToVideo,
+            {"model_name": "x", "height": 256, "width": 256, "steps": 8, "prompts": [1] * 500_000},
+            "prompts.0 must be an object, got 1",
+        ),
+    ],
+    ids=["universal", "novita"],
+)
+async def test_half_a_million_wrong_items_cost_as_much_as_one(
+    model: type[BaseModel], body: dict[str, Any], message: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(InvalidRequest) as refused:
+        validate(model, body)
+    assert time.monotonic() - began < 0.1
+    assert refused.value.message == message
 
 
 async def test_a_body_over_a_mebibyte_is_refused_unless_the_operator_says_otherwise() -> None:
