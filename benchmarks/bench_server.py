@@ -26,13 +26,13 @@ import sys
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import httpx2  # noqa: E402
+import httpx2
 
-from models import families  # noqa: E402
-from models.checkpoints import locate  # noqa: E402
-from polyreel.records import connect, job_key, parse  # noqa: E402
-from polyreel.request import OutputSpec, PromptSpan, VideoRequest  # noqa: E402
-from tests.conftest import KEY, start_live_server, stop_live_server  # noqa: E402
+from models import families
+from models.checkpoints import locate
+from polyreel.records import connect, job_key, parse
+from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from tests.conftest import KEY, start_live_server, stop_live_server
 
 
 def main() -> None:
@@ -109,7 +109,9 @@ def report(
     """Print medians over the jobs, and the overhead as a ratio to the control."""
     overhead = [w - b - e for w, b, e in zip(whole, bare, encode, strict=True)]
     median = statistics.median
-    print(f"{options.jobs} jobs, {options.size}x{options.size}, {options.frames} frames, {options.steps} steps, 1 thread")
+    print(
+        f"{options.jobs} jobs, {options.size}x{options.size}, {options.frames} frames, {options.steps} steps, 1 thread"
+    )
     rows = {
         "bare diffusers call (control)": bare,
         "submit to stored file": whole,
@@ -121,7 +123,9 @@ def report(
     for name, values in rows.items():
         print(f"  {name:40s} median {median(values) * 1000:8.1f} ms   min {min(values) * 1000:8.1f} ms")
     print(f"  submit to stored file / control: {median(whole) / median(bare):.3f}")
-    print(f"  overhead per job: {median(overhead) * 1000:.1f} ms = {median(overhead) / median(bare) * 100:.1f} % of the control")
+    print(
+        f"  overhead per job: {median(overhead) * 1000:.1f} ms = {median(overhead) / median(bare) * 100:.1f} % of the control"
+    )
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
-from polyreel.errors import UnknownJob
+from polyreel.errors import QueueUnavailable, UnknownJob
 from polyreel.job import JobStatus
 from polyreel.records import StoredJob, redis_errors
 from polyreel.request import VideoRequest
@@ -91,7 +92,7 @@ class ResultCache:
 
     async def forget_promise(self, key: str) -> None:
         """The client has had its answer."""
-        with redis_errors():
+        with suppress(QueueUnavailable), redis_errors():  # it would be answered with the same video once more
             await self.shared.reader.delete(f"polyreel:promised:{key}")
 
     async def _job_id(self, name: str) -> str:
@@ -99,7 +100,8 @@ class ResultCache:
             return str(await self.shared.reader.get(name) or "")
 
     async def _keep(self, name: str, stored: StoredJob) -> None:
-        with redis_errors():
+        # The job is acknowledged already: that it is not remembered must not turn into a refusal.
+        with suppress(QueueUnavailable), redis_errors():
             # The record lives this long after its end, so an entry never outlives it.
             await self.shared.reader.set(name, stored.job.id, ex=max(1, int(self.shared.settings.retention_s)))
 
