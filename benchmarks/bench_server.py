@@ -123,9 +123,8 @@ def report(
     for name, values in rows.items():
         print(f"  {name:40s} median {median(values) * 1000:8.1f} ms   min {min(values) * 1000:8.1f} ms")
     print(f"  submit to stored file / control: {median(whole) / median(bare):.3f}")
-    print(
-        f"  overhead per job: {median(overhead) * 1000:.1f} ms = {median(overhead) / median(bare) * 100:.1f} % of the control"
-    )
+    share = median(overhead) / median(bare) * 100
+    print(f"  overhead per job: {median(overhead) * 1000:.1f} ms = {share:.1f} % of the control")
 
 
 if __name__ == "__main__":
