@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -54,17 +54,29 @@ class _Child:
         )
         self.started_at = time.monotonic()
 
-    def stop(self) -> None:
-        """SIGTERM; again after `stop_s` (a worker then hands its job back); SIGKILL 5 s later."""
+    def stop(self, is_hurried: Callable[[], bool]) -> None:
+        """SIGTERM; again after `stop_s`, or when the operator hurries (a worker then hands its job back); SIGKILL
+        5 s later.
+        """
         if self.process is None or self.process.poll() is not None:
             return
-        for patience in (self.stop_s, 5.0):
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(patience)
-                return
-        self.process.kill()
-        self.process.wait()
+        self.process.terminate()
+        # RQ takes a second signal within a second for an echo of the first.
+        if self._ends_within(1.1) or self._ends_within(self.stop_s - 1.1, is_hurried):
+            return
+        self.process.terminate()
+        if not self._ends_within(5.0):
+            self.process.kill()
+            self.process.wait()
+
+    def _ends_within(self, patience_s: float, is_hurried: Callable[[], bool] = lambda: False) -> bool:
+        assert self.process is not None  # noqa: S101 only asked of a started child
+        deadline = time.monotonic() + patience_s
+        while self.process.poll() is None:
+            if time.monotonic() >= deadline or is_hurried():
+                return False
+            time.sleep(0.05)
+        return True
 
 
 @dataclass
@@ -80,6 +92,7 @@ class Supervisor:
     arguments: list[str]
     _broker: EmbeddedBroker | None = None
     _stopping: bool = field(default=False, init=False)
+    _hurried: bool = field(default=False, init=False)
 
     def run(self) -> int:
         """Start everything and watch it; return the exit code (0 stopped, 2 wrong settings).
@@ -87,7 +100,14 @@ class Supervisor:
         Raises:
             ConfigurationError: the state folder is in use, or there is no queue server.
         """
-        self.settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self.settings.state_dir / "lock").touch()
+        except OSError as err:
+            raise ConfigurationError(
+                f"state_dir: cannot write to {self.settings.state_dir}: {err.strerror}. "
+                "Choose another: --state-dir DIR."
+            ) from None
         serve_flags = ["--host", self.settings.host, "--port", str(self.settings.port)]
         children = [
             _Child("worker", self.arguments, stop_s=max(1.1, self.settings.drain_s)),
@@ -99,12 +119,18 @@ class Supervisor:
             try:
                 return self._watch(children)
             finally:
+                if self._stopping:
+                    _say(
+                        f"stopping; a job in progress may take {self.settings.drain_s:g} s more (drain_s), then it is "
+                        "handed back and runs again at the next start. Stop again to hand it back now."
+                    )
                 for child in children:
-                    child.stop()
+                    child.stop(lambda: self._hurried)
                 if self._broker:
                     self._broker.stop()
 
     def _request_stop(self, _signum: int, _frame: FrameType | None) -> None:
+        self._hurried = self._stopping
         self._stopping = True
 
     def _watch(self, children: list[_Child]) -> int:
@@ -155,4 +181,5 @@ def _only_one(state_dir: Path) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    print(f"polyreel up: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    with contextlib.suppress(OSError):  # nobody reads us any more, which is no reason to leave the children alone
+        print(f"polyreel up: {text}", file=sys.stderr, flush=True)  # noqa: T201

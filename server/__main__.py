@@ -42,9 +42,9 @@ def _serve(options: argparse.Namespace) -> int:
 
     settings = load_settings(options.config, state_dir=options.state_dir, host=options.host, port=options.port).settings
     configure_logs(settings.log_level, "serve")
+    listener = _listen(settings.host, settings.port)  # first: a key that is made is shown once, so it must be shown
     keys, new_key = load_keys(settings)
     app = create_app(settings, keys)
-    listener = _listen(settings.host, settings.port)
     print(greeting(settings, listener.getsockname()[1], new_key), flush=True)  # noqa: T201
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False, lifespan="on"
@@ -62,7 +62,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as err:
         raise ConfigurationError(
-            f"host, port: cannot listen on {host}:{port}: {err.strerror}. Choose another: polyreel up --port 8001."
+            f"host, port: cannot listen on {host}:{port}: {err.strerror}. Choose another: --port PORT or POLYREEL_PORT."
         ) from None
     return listener
 

@@ -10,7 +10,7 @@ from polyreel.settings import Settings
 from server.dialects import Example, dialects
 
 #: Stands in the curl lines when the key is the operator's own, which is never printed.
-_YOUR_KEY = "$POLYREEL_KEY"
+_YOUR_KEY = "$KEY"
 
 
 def greeting(settings: Settings, port: int, new_key: str | None) -> str:
@@ -33,6 +33,8 @@ def greeting(settings: Settings, port: int, new_key: str | None) -> str:
         )
     lines.append(f"Models: {', '.join(settings.models)} (loaded when first used; {base}/ready says when jobs can run)")
     catalogue = Catalogue(settings.models)
+    if not new_key:
+        lines += ["", "export KEY=<your key>   # for the lines below"]
     for name, dialect in sorted(dialects().items()):
         if not catalogue.public_names(name):
             continue  # its line would be answered with an error

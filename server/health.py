@@ -11,7 +11,7 @@ from server.services import services
 router = APIRouter()
 
 
-@router.get("/health", response_class=PlainTextResponse)
+@router.api_route("/health", methods=["GET", "HEAD"], response_class=PlainTextResponse, include_in_schema=False)
 async def health() -> str:
     """Answer while the process lives, whatever becomes of Redis and the workers."""
     return "Ok"

@@ -94,11 +94,11 @@ class JobRunner:
         except QueueUnavailable:
             # Nothing can be recorded. We stop having it (see `current`), so that it runs again when Redis is back.
             log.error("job dropped", reason="the queue stayed away")
-        except (SystemExit, KeyboardInterrupt):
+        except (SystemExit, KeyboardInterrupt) as stop:
             # Only the record: RQ is about to mark its entry as failed, and `reconcile` makes a new one.
             self.records.release(job.id, fence, counted=False)
             log.info("job handed back")
-            raise
+            raise type(stop)() from None  # without the pipeline's frames, which RQ would print
         except BaseException as err:
             self._fail(job, fence, err)
             _let_go(err)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,15 @@ pytestmark = pytest.mark.slow
 
 def run_script(script: str, *arguments: str) -> Any:
     """Run a client in an interpreter of its own (clients print, warn and patch); return the JSON of its last line."""
+    # Offline mode, which the model tests set for this process, refuses even a loopback address.
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script, *arguments], capture_output=True, text=True, timeout=250, check=False
+        [sys.executable, "-P", "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])

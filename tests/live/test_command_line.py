@@ -122,6 +122,9 @@ def test_config_show_says_where_each_value_comes_from_and_hides_the_keys(tmp_pat
         ),
         ({"POLYREEL_API_KEYS": "team:short"}, "api_keys: the key of 'team' must be 16 or more printable characters"),
         ({"POLYREEL_PORT": "eighty"}, "port: Input should be a valid integer"),
+        ({"REDIS_URL": "http://x"}, "redis_url: must start with redis://, rediss:// or unix://"),
+        ({"POLYREEL_DEVICE": "gpu"}, "device: use auto, cpu, mps, cuda or cuda:N"),
+        ({"POLYREEL_STATE_DIR": "/proc/nowhere"}, "state_dir: cannot write to /proc/nowhere"),
         ({"POLYREEL_HOST": "0.0.0.0"}, "no API key is configured"),
         ({"POLYREEL_STORAGE": "fil:///tmp/x"}, "Did you mean file?"),
         ({"POLYREEL_DIALECTS__MODELSLAB__HOLD": "3"}, "dialects.modelslab.hold: there is no such setting"),
@@ -139,7 +142,8 @@ def test_config_show_says_where_each_value_comes_from_and_hides_the_keys(tmp_pat
 def test_a_wrong_setting_ends_the_start_with_its_name_and_the_cure(
     tmp_path: Path, environment: dict[str, str], complaint: str
 ) -> None:
-    done = polyreel("up", "--state-dir", str(tmp_path / "state"), "--port", str(free_port()), **environment)
+    where = {"POLYREEL_STATE_DIR": str(tmp_path / "state"), "POLYREEL_PORT": str(free_port())}
+    done = polyreel("up", **{**where, **environment})
     assert done.returncode == 2
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
@@ -151,6 +155,12 @@ def test_a_taken_port_is_a_message_and_not_a_crash_loop(tmp_path: Path, live: Li
     done = polyreel("up", "--state-dir", str(tmp_path / "state"), "--port", port, POLYREEL_API_KEYS=f"team:{KEY}")
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_a_key_that_could_not_be_shown_is_not_made(tmp_path: Path, live: LiveServer) -> None:
+    port = live.base_url.rpartition(":")[2]
+    assert polyreel("up", "--state-dir", str(tmp_path / "state"), "--port", port).returncode == 2
+    assert not (tmp_path / "state" / "local-key.json").exists()
 
 
 def test_two_servers_cannot_share_a_state_folder(live: LiveServer) -> None:

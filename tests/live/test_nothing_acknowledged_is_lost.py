@@ -135,6 +135,26 @@ def test_the_queue_is_kept_over_a_stop_and_a_start_and_no_process_survives_its_s
         stop_live_server(server.process)
 
 
+def test_a_second_stop_hands_the_job_back_at_once_and_without_a_traceback(tmp_path: Path, live: LiveServer) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "checkpoints").symlink_to(live.state_dir / "checkpoints")
+    server = start_live_server(state, tmp_path / "up.log")
+    job_id = submit(server, num_inference_steps=50, num_frames=25)
+    queued = [submit(server) for _ in range(3)]
+    until(running(server, job_id), 30)
+    server.process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(25) == 0
+    assert time.monotonic() - began < 15, "it did not wait for drain_s"
+    log = (tmp_path / "up.log").read_text()
+    assert "Stop again to hand it back now" in log
+    assert "diffusers" not in log
+    assert len(queued) == 3
+
+
 def test_another_owners_job_reads_exactly_like_an_unknown_one(server: LiveServer) -> None:
     job_id = submit(server, num_inference_steps=2)
     theirs = httpx2.post(f"{server.base_url}/api/v6/video/fetch/{job_id}", json={"key": OTHER_KEY})

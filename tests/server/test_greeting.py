@@ -53,7 +53,7 @@ def test_a_configured_key_is_never_shown_only_its_owner() -> None:
     assert "API keys: those of alice, bob, as configured" in text.splitlines()
     assert KEY not in text
     assert "bob-key" not in text
-    assert [line.count('"$POLYREEL_KEY"') for line in text.splitlines() if line.startswith("curl")] == [1] * 4
+    assert [line.count('"$KEY"') for line in text.splitlines() if line.startswith("curl")] == [1] * 4
 
 
 def test_a_key_of_an_earlier_start_is_not_shown_but_how_to_get_another(tmp_path: Path) -> None:
