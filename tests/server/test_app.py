@@ -163,11 +163,17 @@ def _only_modelslab(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_only_modelslab")
-@pytest.mark.parametrize("path", ["/health", "/ready"])
-async def test_a_wrong_method_outside_the_dialects_is_refused(make_api: Callable[..., Api], path: str) -> None:
+@pytest.mark.parametrize(("path", "allowed"), [("/health", "GET, HEAD"), ("/ready", "GET")])
+async def test_a_wrong_method_outside_the_dialects_is_refused(
+    make_api: Callable[..., Api], path: str, allowed: str
+) -> None:
     answer = await make_api(dialects={}).http.post(path)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
-    assert answer.json() == {"error": f"POST is not allowed for {path}; use GET."}
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert answer.json() == {"error": f"POST is not allowed for {path}; use {allowed}."}
+
+
+async def test_monitors_may_ask_for_health_with_head(api: Api) -> None:
+    assert (await api.http.head("/health")).status_code == 200
 
 
 @pytest.mark.usefixtures("_only_modelslab")
