@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import httpx2
 
-from models import families
+from models import Checkpoint, PreparedRequest, families
 from models.checkpoints import locate
+from polyreel.entries import Placement
 from polyreel.records import connect, job_key, parse
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
 from tests.conftest import KEY, start_live_server, stop_live_server
@@ -53,8 +54,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     server = start_live_server(folder / "state", folder / "up.log")
     try:
         family = families()["ltx"]
-        checkpoint = locate("tiny:ltx", None, folder / "state" / "checkpoints")
-        pipeline = family.load(checkpoint, device="cpu", dtype="float32")
+        checkpoint = Checkpoint(locate("tiny:ltx", None, folder / "state" / "checkpoints"))
+        model = family.load(checkpoint, device="cpu", dtype="float32", placement=Placement(mode="resident"))
         reader = connect(f"unix://{folder}/state/queue/redis.sock", patient=False)
         bare, whole, encode, store, wait = [], [], [], [], []
         for n in range(options.jobs + 1):
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
                 outputs=(OutputSpec("mp4", 8),),
             )
             start = time.perf_counter()
-            family.generate(pipeline, [request], lambda _step, _total: None)
+            family.generate(model, [PreparedRequest(request)], lambda _progress: None)
             bare_s = time.perf_counter() - start
             submitted = time.time()
             answer = httpx2.post(

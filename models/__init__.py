@@ -7,20 +7,126 @@ imported inside `load()`, so that listing the families costs nothing; the API pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from polyreel.discovery import discover
+from polyreel.entries import Placement, Task
+from polyreel.formats import Audio
 from polyreel.request import VideoRequest
 
-#: Called after each denoising step with (steps done, steps in all); may raise `polyreel.errors.Cancelled`.
-StepCallback = Callable[[int, int], None]
+if TYPE_CHECKING:  # it needs the names below
+    from models.loaded import LoadedModel
+
+#: What a family does with one batch of requests, in this order; encoding files is not its business.
+Stage = Literal["text_encoding", "denoising", "decoding"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a call of `Family.generate` is.
+
+    Args:
+        stage: what is being done. A second pass goes through the stages again.
+        step: denoising steps done, over all passes and FreeInit iterations; never decreases.
+        total_steps: of the whole call; known from the start.
+        share: 0..1 of the whole call; never decreases.
+    """
+
+    stage: Stage
+    step: int
+    total_steps: int
+    share: float
+
+
+#: Called at the start of each stage, after each denoising step and between the parts of decoding; may raise
+#: `polyreel.errors.Cancelled`, which ends the call at once.
+OnProgress = Callable[[Progress], None]
 
 #: A diffusers pipeline. Any: the concrete classes are imported lazily and share no useful base for typing.
 Pipeline = Any
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a family loads: everything is on this machine, nothing has been opened yet.
+
+    Args:
+        path: a folder in diffusers layout, or one .safetensors file where the family reads such files.
+        name: as the catalogue calls it, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", for the receipt.
+        revision: commit of a hub repository, "" for others.
+        parts: further folders and files by role; see the family.
+        scheduler: settings that replace the checkpoint's own; `class` names another diffusers scheduler.
+        attention: diffusers' attention backend, None for its default.
+        step_cache: threshold of the first-block cache, 0 for none.
+        audio: keep the sound of a model that makes one.
+    """
+
+    path: Path
+    name: str = ""
+    revision: str = ""
+    parts: dict[str, Path] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)  # Any: whatever the scheduler class takes
+    attention: str | None = None
+    step_cache: float = 0.0
+    audio: bool = True
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A LoRA or textual inversion on this machine.
+
+    Args:
+        name: catalogue name, for messages.
+        path: safetensors file.
+        second: for the second transformer of a Wan 2.2 A14B model, None to use `path` for both.
+        strength: of a LoRA, 0..2.
+        token: of a textual inversion, the word that prompts use.
+    """
+
+    name: str
+    path: Path
+    second: Path | None = None
+    strength: float = 1.0
+    token: str = ""
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request with everything that it refers to at hand.
+
+    Args:
+        request: as it runs.
+        images: RGB pictures in the order of `request.images`, uint8 of shape (height, width, 3), any size.
+        loras, embeddings: files in the order of the request's.
+    """
+
+    request: VideoRequest
+    images: tuple[np.ndarray, ...] = ()
+    loras: tuple[AdapterFile, ...] = ()
+    embeddings: tuple[AdapterFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Video:
+    """What a family made of one request.
+
+    Args:
+        frames: uint8 of exactly (num_frames, delivered_height, delivered_width, 3), RGB.
+        audio: the sound that belongs to it, None for silence.
+        made: how it was made, for the receipt: plain JSON of reproducible facts, such as the scheduler, the size that
+            was really denoised, the caches. No times, ids or dates.
+        seconds: seconds per stage.
+    """
+
+    frames: np.ndarray
+    audio: Audio | None = None
+    made: dict[str, Any] = field(default_factory=dict)  # Any: JSON
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Family(Protocol):
@@ -32,40 +138,40 @@ class Family(Protocol):
 
     name: str
 
-    def check(self, checkpoint: Path) -> None:
-        """Look at a checkpoint folder without loading it, in well under a second.
+    def check(self, checkpoint: Checkpoint) -> frozenset[Task]:
+        """Look at a checkpoint without loading it, in well under a second; return what it can do.
 
         Raises:
             CheckpointUnavailable: `load` would not take it.
         """
 
-    def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
-        """Load a checkpoint folder in diffusers layout, tiny or real, without touching the network.
+    def load(self, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
+        """Load a checkpoint, tiny or real, without touching the network.
 
         Args:
-            checkpoint: local folder with a `model_index.json`; safetensors only.
             device: "cpu", "cuda" or "cuda:N".
             dtype: "float32", "bfloat16" or "float16".
+            placement: where the weights live; "auto" has been decided by the caller and means resident here.
 
         Raises:
-            CheckpointUnavailable: the folder is missing, incomplete, of another class, or holds pickles.
+            CheckpointUnavailable: missing, incomplete, of another class, or it holds pickles.
+            OutOfMemory: it does not fit.
         """
 
-    def generate(self, pipeline: Pipeline, requests: Sequence[VideoRequest], on_step: StepCallback) -> list[np.ndarray]:
-        """Denoise `requests` into frames, one array per request in the same order.
+    def generate(self, model: LoadedModel, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
+        """Denoise `requests` into videos, in the same order.
 
         Args:
-            pipeline: from `load`; used by one thread at a time.
-            requests: share the model, size, frames and steps when there is more than one.
-            on_step: called after every denoising step; may raise `Cancelled`, which ends the call at once
-                and leaves the pipeline fit for the next one.
-
-        Returns:
-            uint8 arrays of exactly (num_frames, height, width, 3), RGB, whatever the family's own multiples.
+            model: from `load`; used by one thread at a time.
+            requests: one; or several that share everything but prompts and seed and ask for text to video alone,
+                which run as one batch.
+            on_progress: may raise `Cancelled`, which ends the call at once and leaves the model fit for the next one.
 
         Raises:
             GenerationFailed: the pipeline raised or returned NaN; the cause is chained.
-            Cancelled: from `on_step`.
+            OutOfMemory: the device's memory ran out.
+            AdapterUnavailable: a LoRA or embedding is broken or was made for another model.
+            Cancelled: from `on_progress`.
         """
 
 

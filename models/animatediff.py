@@ -13,15 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from models import Pipeline, StepCallback
+from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video
 from models._geometry import round_up
-from models._pipeline import check_checkpoint, load_pipeline, run_each, run_pipeline
+from models._load import check_folder, load_model
+from models._progress import Meter
+from models._run import finish, generators, run_batches, run_pipeline
+from models.loaded import LoadedModel
+from polyreel.entries import Placement, Task
 from polyreel.request import VideoRequest
+
+_CLASSES = frozenset({"AnimateDiffPipeline"})
 
 #: Frames that the motion adapters were trained on, and by how many the window moves on.
 CONTEXT_LENGTH, CONTEXT_STRIDE = 16, 4
@@ -33,37 +36,59 @@ Tensor = Any  # torch is imported lazily
 
 
 class AnimateDiff:
-    """The AnimateDiff family; see `models.Family`. Several requests run one after the other."""
+    """The AnimateDiff family; see `models.Family`."""
 
     name = "animatediff"
-    _pipeline_class = "AnimateDiffPipeline"
 
-    def check(self, checkpoint: Path) -> None:
-        check_checkpoint(checkpoint, self._pipeline_class)
+    def check(self, checkpoint: Checkpoint) -> frozenset[Task]:
+        check_folder(checkpoint.path, _CLASSES)
+        return frozenset({"t2v", "prompt_travel"})
 
-    def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
-        pipeline = load_pipeline(checkpoint, self._pipeline_class, device=device, dtype=dtype)
-        if not hasattr(pipeline.text_encoder, "text_model"):
-            # transformers 5.6 dissolved CLIPTextModel.text_model into CLIPTextModel; diffusers 0.42 still asks for
-            # it when `clip_skip` is given. Set past torch's __setattr__: as a submodule it would contain itself.
-            object.__setattr__(pipeline.text_encoder, "text_model", pipeline.text_encoder)
-        return pipeline
+    def load(self, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
+        return load_model(checkpoint, _CLASSES, device=device, dtype=dtype, placement=placement, prepare=mend_clip_skip)
 
-    def generate(self, pipeline: Pipeline, requests: Sequence[VideoRequest], on_step: StepCallback) -> list[np.ndarray]:
-        return run_each(requests, on_step, lambda request, report: self._generate(pipeline, request, report))
+    def generate(self, model: LoadedModel, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
+        return run_batches(
+            model,
+            requests,
+            on_progress,
+            steps=lambda request: request.num_inference_steps,
+            run=lambda batch, meter: self._generate(model, batch, meter),
+            # diffusers takes one prompt or a dict of prompts under FreeNoise, no list.
+            runs_alone=lambda request: self._needs_free_noise(model, request),
+        )
 
-    def _generate(self, pipeline: Pipeline, request: VideoRequest, on_step: StepCallback) -> np.ndarray:
-        arguments: dict[str, Any] = {
-            "negative_prompt": request.negative_prompt,
-            "num_frames": request.num_frames,
-            "height": round_up(request.height, pipeline.vae_scale_factor),
-            "width": round_up(request.width, pipeline.vae_scale_factor),
-            "clip_skip": self._clip_skip(pipeline, request),
-        }
-        if len(request.prompts) == 1 and request.num_frames <= pipeline.unet.config.motion_max_seq_length:
-            return run_pipeline(pipeline, request, on_step, prompt=request.prompts[0].prompt, **arguments)
-        with free_noise(pipeline, request.num_frames):
-            return run_pipeline(pipeline, request, on_step, prompt=prompts_by_frame(request), **arguments)
+    def _generate(self, model: LoadedModel, batch: list[PreparedRequest], meter: Meter) -> list[Video]:
+        request = batch[0].request
+        if self._needs_free_noise(model, request):
+            with free_noise(model.pipeline, request.num_frames):
+                return self._run(model, batch, meter, prompt=prompts_by_frame(request))
+        return self._run(model, batch, meter, prompt=[p.request.prompts[0].prompt for p in batch])
+
+    def _run(self, model: LoadedModel, batch: list[PreparedRequest], meter: Meter, *, prompt: Any) -> list[Video]:
+        pipeline, request = model.pipeline, batch[0].request
+        negative = [prepared.request.negative_prompt for prepared in batch]
+        frames = run_pipeline(
+            model,
+            pipeline,
+            meter,
+            generator=generators(batch),
+            scheduler={},
+            prompt=prompt,
+            negative_prompt=negative[0] if isinstance(prompt, dict) else negative,
+            num_frames=request.num_frames,
+            height=round_up(request.height, pipeline.vae_scale_factor),
+            width=round_up(request.width, pipeline.vae_scale_factor),
+            clip_skip=self._clip_skip(pipeline, request),
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            output_type="np",
+        ).frames  # (B, F, H, W, 3), float32, 0..1
+        return [Video(finish(video, prepared.request)) for video, prepared in zip(frames, batch, strict=True)]
+
+    def _needs_free_noise(self, model: LoadedModel, request: VideoRequest) -> bool:
+        longest: int = model.pipeline.unet.config.motion_max_seq_length
+        return len(request.prompts) > 1 or request.num_frames > longest
 
     def _clip_skip(self, pipeline: Pipeline, request: VideoRequest) -> int | None:
         """Return the layers to skip: n of 12 stops at layer 12 - n; all 12 leaves the embeddings of the tokens."""
@@ -71,6 +96,16 @@ class AnimateDiff:
             return None
         layers: int = pipeline.text_encoder.config.num_hidden_layers
         return min(request.clip_skip, layers)
+
+
+def mend_clip_skip(pipeline: Pipeline) -> None:
+    """Let diffusers find the layers of the text encoder, for `clip_skip`.
+
+    transformers 5.6 dissolved CLIPTextModel.text_model into CLIPTextModel; diffusers 0.42 still asks for it.
+    """
+    if not hasattr(pipeline.text_encoder, "text_model"):
+        # Set past torch's __setattr__: as a submodule it would contain itself.
+        object.__setattr__(pipeline.text_encoder, "text_model", pipeline.text_encoder)
 
 
 def prompts_by_frame(request: VideoRequest) -> dict[int, str]:

@@ -41,6 +41,27 @@ def locate(checkpoint: str, revision: str | None, folder: Path) -> Path:
     )
 
 
+def locate_file(checkpoint: str, revision: str | None, folder: Path) -> Path:
+    """Return one safetensors file: "tiny:NAME", a local path, or "OWNER/NAME/FILE" in the cache of the hub.
+
+    Raises:
+        CheckpointUnavailable: it is not on this machine; the message names the command that fetches it.
+    """
+    if checkpoint.startswith("tiny:"):
+        return build(checkpoint.removeprefix("tiny:"), folder)
+    local = Path(checkpoint).expanduser()
+    if local.is_file():
+        return local
+    parts = checkpoint.removeprefix("hub:").split("/")
+    if len(parts) >= 3 and not checkpoint.startswith(("/", ".", "~")):
+        path = _cached("/".join(parts[:2]), revision) / "/".join(parts[2:])
+        if path.is_file():
+            return path
+    raise CheckpointUnavailable(
+        f"There is no file {checkpoint}; give a .safetensors file, tiny:NAME, or OWNER/NAME/FILE on the hub."
+    )
+
+
 def _cached(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

@@ -11,44 +11,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import lcm
-from pathlib import Path
 
-import numpy as np
-
-from models import Pipeline, StepCallback
+from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video
 from models._geometry import legal_frames, round_up
-from models._pipeline import check_checkpoint, load_pipeline, only_prompt, run_each, run_pipeline
-from polyreel.request import VideoRequest
+from models._load import check_folder, load_model
+from models._progress import Meter
+from models._run import finish, generators, only_prompt, run_batches, run_pipeline
+from models.loaded import LoadedModel
+from polyreel.entries import Placement, Task
+
+_CLASSES = frozenset({"WanPipeline"})
 
 
 class Wan:
-    """The Wan family; see `models.Family`. Several requests run one after the other."""
+    """The Wan family; see `models.Family`."""
 
     name = "wan"
-    _pipeline_class = "WanPipeline"
 
-    def check(self, checkpoint: Path) -> None:
-        check_checkpoint(checkpoint, self._pipeline_class)
+    def check(self, checkpoint: Checkpoint) -> frozenset[Task]:
+        check_folder(checkpoint.path, _CLASSES)
+        return frozenset({"t2v"})
 
-    def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
+    def load(self, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
         # Wan's VAE is meant to run in float32; in bfloat16 the frames show blocks and wrong colours.
-        return load_pipeline(checkpoint, self._pipeline_class, device=device, dtype=dtype, float32=("vae",))
+        return load_model(checkpoint, _CLASSES, device=device, dtype=dtype, placement=placement, float32=("vae",))
 
-    def generate(self, pipeline: Pipeline, requests: Sequence[VideoRequest], on_step: StepCallback) -> list[np.ndarray]:
-        return run_each(requests, on_step, lambda request, report: self._generate(pipeline, request, report))
+    def generate(self, model: LoadedModel, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
+        return run_batches(
+            model,
+            requests,
+            on_progress,
+            steps=lambda request: request.num_inference_steps,
+            run=lambda batch, meter: self._generate(model, batch, meter),
+        )
 
-    def _generate(self, pipeline: Pipeline, request: VideoRequest, on_step: StepCallback) -> np.ndarray:
+    def _generate(self, model: LoadedModel, batch: list[PreparedRequest], meter: Meter) -> list[Video]:
+        pipeline, request = model.pipeline, batch[0].request
         vertical, horizontal = self._multiples(pipeline)
-        return run_pipeline(
+        num_frames = legal_frames(request.num_frames, pipeline.vae_scale_factor_temporal)
+        frames = run_pipeline(
+            model,
             pipeline,
-            request,
-            on_step,
-            prompt=only_prompt(request, "Wan"),
-            negative_prompt=request.negative_prompt,
-            num_frames=legal_frames(request.num_frames, pipeline.vae_scale_factor_temporal),
+            meter,
+            generator=generators(batch),
+            scheduler={},
+            decoder_calls=(num_frames - 1) // pipeline.vae_scale_factor_temporal + 1,
+            prompt=[only_prompt(prepared.request, "Wan") for prepared in batch],
+            negative_prompt=[prepared.request.negative_prompt for prepared in batch],
+            num_frames=num_frames,
             height=round_up(request.height, vertical),
             width=round_up(request.width, horizontal),
-        )
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            output_type="np",
+        ).frames  # (B, F, H, W, 3), float32, 0..1
+        return [Video(finish(video, prepared.request)) for video, prepared in zip(frames, batch, strict=True)]
 
     def _multiples(self, pipeline: Pipeline) -> tuple[int, int]:
         """Return what height and width are multiples of: one patch of the transformer, seen in pixels.

@@ -1,94 +1,17 @@
-"""What is served: each entry names a checkpoint, the family that runs it, its limits, and its public names.
+"""What is served: which entry a public name means, and whether a request can run on it.
 
-The catalogue is data (`models:` in a profile), so serving another checkpoint is ten lines of YAML and no code.
-It knows nothing of vendors beyond the word under which each dialect looks names up.
+The catalogue is data (`models:`, `loras:` and `embeddings:` in a profile), so serving another checkpoint is ten lines
+of YAML and no code. It knows nothing of vendors beyond the word under which each dialect looks names up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from dataclasses import replace
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from polyreel.errors import ConfigurationError, InvalidRequest, UnknownModel
-
-_Strict = ConfigDict(frozen=True, extra="forbid")
-
-#: Smallest side in pixels where a contract names none; tiny checkpoints then answer in a second or two.
-MIN_SIDE = 64
-
-
-class Limits(BaseModel):
-    """The largest request that an entry accepts.
-
-    Args:
-        num_frames: most frames of one video, where the dialect's own contract does not set the limit.
-        side: most pixels of height and of width, likewise.
-        num_inference_steps: most denoising steps, likewise.
-        pixels: most of num_frames * height * width, whatever the dialect. What a video costs in memory grows with
-            this product (as float32 RGB, 12 bytes each), and every single value may be legal while it is not.
-    """
-
-    model_config = _Strict
-    num_frames: Annotated[int, Field(ge=1)] = 257
-    side: Annotated[int, Field(ge=MIN_SIDE)] = 1280
-    num_inference_steps: Annotated[int, Field(ge=1)] = 100
-    pixels: Annotated[int, Field(ge=1)] = 100_000_000
-
-    def check_pixels(self, num_frames: int, height: int, width: int) -> None:
-        """Raise `InvalidRequest` when a video has more than `pixels`."""
-        pixels = num_frames * height * width
-        if pixels > self.pixels:
-            raise InvalidRequest(
-                f"frames x width x height must be at most {self.pixels} pixels in all, "
-                f"got {num_frames} x {width} x {height} = {pixels}"
-            )
-
-
-class Defaults(BaseModel):
-    """What a request that omits a value runs with, where the dialect's contract has no default of its own."""
-
-    model_config = _Strict
-    num_frames: Annotated[int, Field(ge=1)] = 25
-    height: Annotated[int, Field(ge=MIN_SIDE)] = 512
-    width: Annotated[int, Field(ge=MIN_SIDE)] = 512
-    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16
-    num_inference_steps: Annotated[int, Field(ge=1)] = 20
-    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
-
-
-class ServedModel(BaseModel):
-    """One catalogue entry.
-
-    Args:
-        family: name of a model family in `models/`: "wan", "ltx" or "animatediff".
-        checkpoint: "tiny:NAME" (built on the machine), a local folder, or a hub id "OWNER/NAME".
-        revision: pinned commit of a hub id; None takes what is in the local hub cache.
-        dtype: of the denoiser; families keep fragile parts (Wan's VAE) in float32 by themselves.
-        names: dialect name to the public names by which its clients call this entry.
-    """
-
-    model_config = _Strict
-    family: str
-    checkpoint: str
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    limits: Limits = Limits()
-    defaults: Defaults = Defaults()
-    names: dict[str, tuple[str, ...]] = {}
-
-    @model_validator(mode="after")
-    def _defaults_are_within_limits(self) -> ServedModel:
-        for field in ("num_frames", "num_inference_steps"):
-            if getattr(self.defaults, field) > getattr(self.limits, field):
-                raise ValueError(f"defaults.{field} is over limits.{field}")
-        for field in ("height", "width"):
-            if getattr(self.defaults, field) > self.limits.side:
-                raise ValueError(f"defaults.{field} is over limits.side")
-        if self.defaults.num_frames * self.defaults.height * self.defaults.width > self.limits.pixels:
-            raise ValueError("defaults.num_frames * height * width is over limits.pixels")
-        return self
+from polyreel.entries import Adapter, ServedModel, Task
+from polyreel.errors import ConfigurationError, NotServedYet, UnknownModel, did_you_mean
+from polyreel.request import VideoRequest
 
 
 class Catalogue:
@@ -96,25 +19,46 @@ class Catalogue:
 
     Args:
         models: entries by catalogue name, in the operator's order.
+        loras, embeddings: adapters by catalogue name.
 
     Raises:
-        ConfigurationError: nothing is served, or one dialect would find two entries under one name.
+        ConfigurationError: nothing is served, one dialect would find two entries under one name, or an entry refers
+            to another that does not exist.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        loras: Mapping[str, Adapter] | None = None,
+        embeddings: Mapping[str, Adapter] | None = None,
+    ) -> None:
         if not models:
             raise ConfigurationError("models: the catalogue is empty; start with --config tiny or list models in YAML.")
         self.models = dict(models)
-        self._by_name: dict[tuple[str, str], str] = {}
-        for entry_name, entry in models.items():
-            for dialect, names in entry.names.items():
-                for name in names:
-                    taken = self._by_name.setdefault((dialect, name.lower()), entry_name)
-                    if taken != entry_name:
+        self.loras = dict(loras or {})
+        self.embeddings = dict(embeddings or {})
+        self._by_name = _by_public_name("models", self.models)
+        self._lora_by_name = _by_public_name("loras", self.loras)
+        self._embedding_by_name = _by_public_name("embeddings", self.embeddings)
+        self._check_references()
+
+    def _check_references(self) -> None:
+        for entry_name, entry in self.models.items():
+            companion = self.models.get(entry.i2v) if entry.i2v else None
+            if entry.i2v and (companion is None or "i2v" not in companion.tasks):
+                raise ConfigurationError(
+                    f"models.{entry_name}.i2v: {entry.i2v!r} is not an entry with the task i2v."
+                    f"{did_you_mean(entry.i2v, self.models)}"
+                )
+        for section, adapters in (("loras", self.loras), ("embeddings", self.embeddings)):
+            for name, adapter in adapters.items():
+                for model in adapter.models:
+                    if model not in self.models:
                         raise ConfigurationError(
-                            f"models.{entry_name}.names.{dialect}: {name!r} already belongs to {taken}; "
-                            "take it out of one of the two."
+                            f"{section}.{name}.models: {model!r} is not served.{did_you_mean(model, self.models)}"
                         )
+                if section == "embeddings" and not adapter.token:
+                    raise ConfigurationError(f"embeddings.{name}.token: name the word by which prompts call it.")
 
     def __getitem__(self, entry_name: str) -> ServedModel:
         return self.models[entry_name]
@@ -134,6 +78,99 @@ class Catalogue:
             raise UnknownModel(public_name, self.public_names(dialect))
         return found
 
+    def resolve_lora(self, dialect: str, public_name: str, model: str) -> str:
+        """Return the catalogue name of a LoRA that fits `model`.
+
+        Raises:
+            UnknownModel: there is none of this name for this model; names those that there are.
+        """
+        return _resolve_adapter("LoRA", self._lora_by_name, self.loras, dialect, public_name, model)
+
+    def resolve_embedding(self, dialect: str, public_name: str, model: str) -> str:
+        """As `resolve_lora`, for a textual inversion."""
+        return _resolve_adapter("Embedding", self._embedding_by_name, self.embeddings, dialect, public_name, model)
+
+    def admit(self, request: VideoRequest) -> VideoRequest:
+        """Return the request as it is to run: with pictures, on the entry's companion where it needs one.
+
+        Raises:
+            NotServedYet: neither the entry nor its companion can do what was asked; names what and who can.
+            InvalidRequest: more pixels than the entry allows.
+        """
+        entry = self.models[request.model]
+        if request.images and "i2v" not in entry.tasks and entry.i2v:
+            request = replace(request, model=entry.i2v)
+            entry = self.models[request.model]
+        for task, field in _wanted(request):
+            if task not in entry.tasks:
+                others = [name for name, other in self.models.items() if task in other.tasks]
+                raise NotServedYet(
+                    f"{field}: {request.model} cannot do this ({task}). "
+                    f"Models that can: {', '.join(others) or 'none here'}.",
+                    field,
+                )
+        entry.limits.check_pixels(request.num_frames, request.delivered_height, request.delivered_width)
+        return request
+
     def public_names(self, dialect: str) -> list[str]:
         """Return every name that `dialect` serves, in catalogue order."""
         return [name for entry in self.models.values() for name in entry.names.get(dialect, ())]
+
+
+def _wanted(request: VideoRequest) -> list[tuple[Task, str]]:
+    """Return each task that a request needs, with the field that asks for it in the neutral words."""
+    frames = {image.frame_index for image in request.images}
+    wanted: list[tuple[Task, str]] = []
+    if not frames:
+        wanted.append(("t2v", "image"))
+    elif frames == {0}:
+        wanted.append(("i2v", "image"))
+    elif frames <= {0, -1, request.num_frames - 1}:
+        wanted.append(("first_last", "last_image"))
+    else:
+        wanted.append(("keyframes", "images"))
+    asked: tuple[tuple[object, Task, str], ...] = (
+        (len(request.prompts) > 1, "prompt_travel", "prompts"),
+        (request.closed_loop, "closed_loop", "closed_loop"),
+        (request.upscale, "upscale", "upscale"),
+        (request.embeddings, "embeddings", "embeddings"),
+        (request.improved_sampling_seed is not None, "improved_sampling", "improved_sampling"),
+    )
+    return wanted + [(task, field) for value, task, field in asked if value]
+
+
+def _by_public_name(
+    section: str, entries: Mapping[str, ServedModel] | Mapping[str, Adapter]
+) -> dict[tuple[str, str], str]:
+    """Return catalogue names by (dialect, lower-case public name)."""
+    found: dict[tuple[str, str], str] = {}
+    for entry_name, entry in entries.items():
+        for dialect, names in entry.names.items():
+            for name in names:
+                taken = found.setdefault((dialect, name.lower()), entry_name)
+                if taken != entry_name:
+                    raise ConfigurationError(
+                        f"{section}.{entry_name}.names.{dialect}: {name!r} already belongs to {taken}; "
+                        "take it out of one of the two."
+                    )
+    return found
+
+
+def _resolve_adapter(
+    kind: str,
+    by_name: Mapping[tuple[str, str], str],
+    adapters: Mapping[str, Adapter],
+    dialect: str,
+    public_name: str,
+    model: str,
+) -> str:
+    found = by_name.get((dialect, public_name.lower()))
+    if found is None or model not in adapters[found].models:
+        fitting = [
+            public
+            for adapter in adapters.values()
+            if model in adapter.models
+            for public in adapter.names.get(dialect, ())
+        ]
+        raise UnknownModel(public_name, fitting, kind=kind)
+    return found

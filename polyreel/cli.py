@@ -121,8 +121,8 @@ def config_show(
 
 def _shown(loaded: Loaded, name: str) -> str:
     value = getattr(loaded.settings, name)
-    if name == "models":
-        return ", ".join(value)
+    if name in ("models", "loras", "embeddings"):
+        return ", ".join(value) or "-"
     if name == "api_keys":
         return ", ".join(f"{owner}:***" for owner in value) or "-"
     if isinstance(value, SecretStr):

@@ -14,7 +14,9 @@
     ├── QueueUnavailable        Redis does not answer
     ├── StillRunning            a synchronous caller waited as long as it may
     ├── GenerationFailed        the pipeline raised, or returned NaN
-    │   └── EncodingFailed      ffmpeg did not make the file
+    │   ├── EncodingFailed      ffmpeg did not make the file
+    │   ├── OutOfMemory         the device has too little memory for this job
+    │   └── AdapterUnavailable  a LoRA or embedding is missing, broken, or made for another model
     ├── Cancelled               raised inside a step callback to stop a pipeline
     ├── CheckpointUnavailable   weights are missing, broken, or not safetensors
     ├── StorageFailed           a file could not be written or read
@@ -80,15 +82,15 @@ class InvalidKey(PolyreelError):
 
 
 class UnknownModel(PolyreelError):
-    """Raised when no catalogue entry answers to a public name."""
+    """Raised when no catalogue entry answers to a public name; `kind` is "Model", "LoRA" or "Embedding"."""
 
     code = "unknown_model"
 
-    def __init__(self, name: str, served: Iterable[str]) -> None:
+    def __init__(self, name: str, served: Iterable[str], kind: str = "Model") -> None:
         self.name = name
         self.served = sorted(served)
         near = did_you_mean(name, self.served)
-        super().__init__(f"Model {name[:200]} is not served here.{near} Served: {', '.join(self.served) or 'none'}.")
+        super().__init__(f"{kind} {name[:200]} is not served here.{near} Served: {', '.join(self.served) or 'none'}.")
 
 
 class UnknownJob(PolyreelError):
@@ -145,6 +147,22 @@ class EncodingFailed(GenerationFailed):
     """Raised when ffmpeg ended with an error or did not write the file."""
 
     code = "encoding_failed"
+
+
+class OutOfMemory(GenerationFailed):
+    """Raised when the device's memory ran out at `stage`: "load", "text_encoding", "denoising" or "decoding"."""
+
+    code = "gpu_out_of_memory"
+
+    def __init__(self, message: str, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+class AdapterUnavailable(GenerationFailed):
+    """Raised when a LoRA or embedding cannot be used; fails the one job that asked for it and names it."""
+
+    code = "adapter_unavailable"
 
 
 class Cancelled(PolyreelError):

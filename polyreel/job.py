@@ -79,11 +79,15 @@ class VideoJob:
         vendor: what the dialect needs to answer in its own words later (ids, echoed fields); plain JSON.
         status: see `JobStatus`.
         progress: percent, 0..100, never decreasing; 100 only at success.
-        step, total_steps: denoising steps done and in all; 0 of 0 before the first.
+        stage: what the worker is doing within the status: "text_encoding", "denoising", "decoding" or "encoding".
+        step, total_steps: denoising steps done and in all passes; 0 of 0 before the first.
         attempts: how many workers have taken it, at most `MAX_ATTEMPTS`.
         worker: name of the worker that has it, or "".
         created_at, started_at, ended_at: seconds since the epoch; 0.0 while it has not happened.
-        timings: seconds per stage: "load", "generate", "encode", "store".
+        timings: seconds per stage: "load", "text_encoding", "denoising", "decoding", "encode", "store"; "generate" is
+            the sum of the three in the middle.
+        receipt: how the video was made: seed, checkpoint and revision, dtype, device, attention, scheduler, caches,
+            library versions; plain JSON, only after success.
         error_code, error_message: both "" unless failed; the message is written for the client.
         outputs: the files, only after success.
     """
@@ -96,6 +100,7 @@ class VideoJob:
     vendor: dict[str, Any] = field(default_factory=dict)  # Any: JSON of the dialect's own choosing
     status: JobStatus = JobStatus.QUEUED
     progress: int = 0
+    stage: str = ""
     step: int = 0
     total_steps: int = 0
     attempts: int = 0
@@ -104,6 +109,7 @@ class VideoJob:
     started_at: float = 0.0
     ended_at: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
+    receipt: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     error_code: str = ""
     error_message: str = ""
     outputs: tuple[Output, ...] = ()
@@ -132,7 +138,7 @@ class VideoJob:
         return cls(**values)
 
 
-_TEXT = {"id", "dialect", "owner", "status", "worker", "error_code", "error_message"}
+_TEXT = {"id", "dialect", "owner", "status", "stage", "worker", "error_code", "error_message"}
 
 #: A job whose worker died is run again, but a job that kills its workers is not run for ever.
 MAX_ATTEMPTS = 3

@@ -25,7 +25,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from polyreel.catalogue import ServedModel
+from polyreel.catalogue import Catalogue
+from polyreel.entries import Adapter, ServedModel
 from polyreel.errors import ConfigurationError, did_you_mean
 
 _KEY = re.compile(r"[!-+\--~][ !-+\--~]{14,}[!-+\--~]")  # 16 or more printable ASCII characters, no comma
@@ -49,12 +50,14 @@ class Settings(BaseSettings):
         webhook_allow: hosts and CIDRs that webhooks may reach although they are not public.
         host, port: where the API listens.
         link_secret: signs result links; None makes one in `state_dir` (set it where machines share a bucket).
-        models: the catalogue.
+        models, loras, embeddings: the catalogue.
         dialects: each dialect's own settings, by dialect name; checked by the dialect itself.
         device: torch device of the worker; "auto" is "cuda" if there is one, else "cpu".
         threads: CPU threads of torch and of the encoders in a worker. One is fastest for tiny checkpoints on a
             busy machine (two OpenMP threads on two busy cores ran 20 times slower) and pins the file bytes.
-        resident_models: pipelines that a worker keeps loaded; the least recently used goes first.
+        resident_models: pipelines that a worker keeps loaded at most; the least recently used goes first.
+        resident_loras_mb: LoRAs that stay loaded beside one model at most, 1e6 bytes; the least recently used go.
+        file_metadata: write what is needed to make the same video again (prompt, seed, settings, versions) into it.
         max_queued: unfinished jobs in all before new ones are refused.
         max_body_bytes: longest request body that is read; 1 MiB is plenty while no dialect takes images.
         retention_s: how long a finished job and its files are kept, seconds.
@@ -83,10 +86,14 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     link_secret: SecretStr | None = None
     models: dict[str, ServedModel] = {}
+    loras: dict[str, Adapter] = {}
+    embeddings: dict[str, Adapter] = {}
     dialects: dict[str, dict[str, Any]] = {}  # Any: each dialect validates its own
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     resident_models: Annotated[int, Field(ge=1)] = 1
+    resident_loras_mb: Annotated[float, Field(ge=0)] = 2000.0
+    file_metadata: bool = True
     max_queued: Annotated[int, Field(ge=1)] = 1000
     max_body_bytes: Annotated[int, Field(ge=1024)] = 2**20
     retention_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
@@ -163,6 +170,15 @@ class Settings(BaseSettings):
         if value not in ("debug", "info", "warning", "error"):
             raise ValueError("use debug, info, warning or error")
         return value
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The models, LoRAs and embeddings, looked up by name.
+
+        Raises:
+            ConfigurationError: an entry refers to one that does not exist, or a name means two.
+        """
+        return Catalogue(self.models, self.loras, self.embeddings)
 
     @property
     def storage_url(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 
-from polyreel.catalogue import Catalogue
 from polyreel.settings import Settings
 from server.dialects import Example, dialects
 
@@ -32,7 +31,7 @@ def greeting(settings: Settings, port: int, new_key: str | None) -> str:
             f"(lost it? delete {settings.state_dir / 'local-key.json'} and start again, or set POLYREEL_API_KEYS)"
         )
     lines.append(f"Models: {', '.join(settings.models)} (loaded when first used; {base}/ready says when jobs can run)")
-    catalogue = Catalogue(settings.models)
+    catalogue = settings.catalogue
     if not new_key:
         lines += ["", "export KEY=<your key>   # for the lines below"]
     for name, dialect in sorted(dialects().items()):

@@ -66,11 +66,11 @@ class Services:
         """Acknowledge a job: once this returns, it will run.
 
         Raises:
-            InvalidRequest: more pixels than the model's entry allows. Asked here, not in each dialect: all pass here,
-                also those whose own documented ranges allow more.
+            InvalidRequest: more than the model's entry allows, or what it cannot do. Asked here, not in each dialect:
+                all pass here, also those whose own documented ranges allow more.
             TooManyJobs, QueueUnavailable: nothing was acknowledged.
         """
-        self.catalogue[request.model].limits.check_pixels(request.num_frames, request.height, request.width)
+        request = self.catalogue.admit(request)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=owner, extensions=extensions, vendor=dict(vendor or {}))
         return await run_in_threadpool(self.queue.submit, job)

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from polyreel.catalogue import Limits
+from polyreel.entries import Limits
 from polyreel.errors import InvalidRequest
 from polyreel.request import MAX_SEED, draw_seed
 

@@ -81,7 +81,7 @@ def keys(settings: Settings) -> ApiKeys:
 @pytest.fixture
 def catalogue(settings: Settings) -> Catalogue:
     """The tiny profile's catalogue."""
-    return Catalogue(settings.models)
+    return settings.catalogue
 
 
 @dataclass

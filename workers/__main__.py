@@ -41,7 +41,6 @@ def _work(options: argparse.Namespace) -> int:
 
     _need_the_model_libraries()
 
-    from polyreel.catalogue import Catalogue
     from polyreel.logs import configure_logs
     from polyreel.queue import GENERATE_TASK, Queue, rq_connection
     from polyreel.storage import connect_storage
@@ -61,7 +60,7 @@ def _work(options: argparse.Namespace) -> int:
     url = settings.redis_url.get_secret_value()
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     residency = Residency(
-        Catalogue(settings.models), settings.state_dir / "checkpoints", settings.device, settings.resident_models
+        settings.catalogue, settings.state_dir / "checkpoints", settings.device, settings.resident_models
     )
     queue = Queue(
         url,
@@ -72,7 +71,7 @@ def _work(options: argparse.Namespace) -> int:
     )
     scratch = settings.state_dir / "scratch"
     storage = connect_storage(settings.storage_url)
-    runner = JobRunner(queue, residency, storage, scratch, name)
+    runner = JobRunner(queue, residency, storage, scratch, name, file_metadata=settings.file_metadata)
     sweeper = Sweeper(storage, settings.retention_s, scratch)
     state = residency.prepare()
     import torch

@@ -7,7 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from polyreel.catalogue import MIN_SIDE, Catalogue
+from polyreel.catalogue import Catalogue
+from polyreel.entries import MIN_SIDE
 from polyreel.errors import ConfigurationError, InvalidRequest, PolyreelError, did_you_mean
 from polyreel.formats import formats
 from polyreel.processes import start_as
@@ -49,31 +50,39 @@ def _generate(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    catalogue = Catalogue(settings.models)
+    catalogue = settings.catalogue
     request = _request(options, catalogue)
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from models import PreparedRequest
     from workers.residency import Residency
 
     model, format = request.model, formats()[request.outputs[0].format]
     console = Console(stderr=True)
     residency = Residency(catalogue, settings.state_dir / "checkpoints", settings.device, capacity=1)
     with console.status(f"loading {model}"):
-        pipeline = residency.get(model)
+        loaded = residency.get(model)
         import torch
 
         torch.set_num_threads(settings.threads)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("denoising", total=request.num_inference_steps)
-        frames = residency.family(model).generate(
-            pipeline, [request], lambda step, total: bar.update(task, completed=step, total=total)
-        )[0]
+        [video] = residency.family(model).generate(
+            loaded,
+            [PreparedRequest(request)],
+            lambda progress: bar.update(
+                task,
+                description=progress.stage.replace("_", " "),
+                completed=progress.step,
+                total=progress.total_steps,
+            ),
+        )
     part = options.output.with_name(f".{options.output.name}.part{options.output.suffix}")
     with console.status(f"encoding {format.name}"):
-        format.encode(frames, request.outputs[0], part)
+        format.encode(video.frames, request.outputs[0], part, audio=video.audio)
         part.replace(options.output)
     console.print(
         f"{options.output}: {request.num_frames} frames of {request.width}x{request.height} at {request.fps:g} fps, "

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import structlog
 
-from models import Family, Pipeline, families
-from models.checkpoints import locate
+from models import Checkpoint, Family, families
+from models.checkpoints import locate, locate_file
+from models.loaded import LoadedModel
 from polyreel.catalogue import Catalogue
 from polyreel.errors import ConfigurationError, did_you_mean
 
@@ -34,7 +35,7 @@ class Residency:
         self.checkpoints = checkpoints
         self.capacity = capacity
         self._device = device
-        self._loaded: OrderedDict[str, Pipeline] = OrderedDict()
+        self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         for name, entry in catalogue.models.items():
             if entry.family not in families():
                 raise ConfigurationError(
@@ -69,15 +70,40 @@ class Residency:
         state = {}
         for name, entry in self.catalogue.models.items():
             try:
-                self.family(name).check(locate(entry.checkpoint, entry.revision, self.checkpoints))
-                state[name] = ""
+                can = self.family(name).check(self._checkpoint(name))
+                missing = [task for task in entry.tasks if task not in can]
+                state[name] = f"tasks: this checkpoint cannot do {', '.join(missing)}." if missing else ""
             except Exception as err:  # one broken model must not keep the others from being served
                 state[name] = str(err)
                 log.warning("model unavailable", model=name, reason=str(err))
         return state
 
-    def get(self, model: str) -> Pipeline:
-        """Return the pipeline of a catalogue entry, loading it if necessary.
+    def _checkpoint(self, name: str) -> Checkpoint:
+        """Return what an entry's family is to load.
+
+        Raises:
+            CheckpointUnavailable: a part of it is not on this machine.
+        """
+        entry = self.catalogue[name]
+        parts = {
+            role: locate_file(f"{part.checkpoint}/{part.file}", part.revision, self.checkpoints)
+            if part.file
+            else locate(part.checkpoint, part.revision, self.checkpoints)
+            for role, part in entry.parts.items()
+        }
+        return Checkpoint(
+            path=locate(entry.checkpoint, entry.revision, self.checkpoints),
+            name=entry.checkpoint,
+            revision=entry.revision or "",
+            parts=parts,
+            scheduler=entry.scheduler,
+            attention=entry.attention,
+            step_cache=entry.step_cache,
+            audio=entry.audio,
+        )
+
+    def get(self, model: str) -> LoadedModel:
+        """Return a catalogue entry in memory, loading it if necessary.
 
         Raises:
             CheckpointUnavailable: the checkpoint is missing or broken.
@@ -86,14 +112,15 @@ class Residency:
             while len(self._loaded) >= self.capacity:
                 self._unload_oldest()
             entry = self.catalogue[model]
-            folder = locate(entry.checkpoint, entry.revision, self.checkpoints)
-            self._loaded[model] = self.family(model).load(folder, device=self.device, dtype=entry.dtype)
+            self._loaded[model] = self.family(model).load(
+                self._checkpoint(model), device=self.device, dtype=entry.dtype, placement=entry.placement
+            )
         self._loaded.move_to_end(model)
         return self._loaded[model]
 
     def _unload_oldest(self) -> None:
-        name, _pipeline = self._loaded.popitem(last=False)
-        del _pipeline
+        name, model = self._loaded.popitem(last=False)
+        del model
         log.info("model unloaded", model=name)
         free_memory()
 

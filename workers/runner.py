@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import structlog
 from rq.timeouts import JobTimeoutException
 
+from models import OnProgress, Progress, Video
 from polyreel.errors import (
     Cancelled,
     CheckpointUnavailable,
@@ -30,6 +31,8 @@ from polyreel.queue import Queue
 from polyreel.records import redis_errors
 from polyreel.request import OutputSpec
 from polyreel.storage import Storage
+from workers.prepare import Preparer
+from workers.receipt import metadata, receipt
 from workers.residency import Residency, free_memory
 
 log = structlog.get_logger()
@@ -47,15 +50,27 @@ class JobRunner:
         storage: where files go.
         scratch: folder for files in the making, on a local disk.
         worker: this worker's name, as in its heartbeat.
+        file_metadata: write each video's receipt into its files.
     """
 
-    def __init__(self, queue: Queue, residency: Residency, storage: Storage, scratch: Path, worker: str) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        residency: Residency,
+        storage: Storage,
+        scratch: Path,
+        worker: str,
+        *,
+        file_metadata: bool = True,
+    ) -> None:
         self.queue = queue
         self.records = queue.records
         self.residency = residency
         self.storage = storage
         self.scratch = scratch
         self.worker = worker
+        self.file_metadata = file_metadata
+        self.preparer = Preparer(residency.catalogue, storage, residency.checkpoints)
         #: Id of the job that is being run, "" between jobs; told in the heartbeat, read from its thread.
         self.current = ""
         self._since = 0.0
@@ -107,20 +122,26 @@ class JobRunner:
     def _run_claimed(self, job: VideoJob, fence: int) -> None:
         timings: dict[str, float] = {}
         with _timed(timings, "load"):
-            pipeline = self.residency.get(job.request.model)
+            prepared = self.preparer.prepare(job.request)
+            model = self.residency.get(job.request.model)
         self._advance(job, fence, JobStatus.RUNNING, progress=_PROGRESS["generate"])
         with _timed(timings, "generate"):
             family = self.residency.family(job.request.model)
-            frames = family.generate(pipeline, [job.request], self._on_step(job, fence))[0]
-        self._advance(job, fence, JobStatus.ENCODING, progress=_PROGRESS["encode"], timings=timings)
+            [video] = family.generate(model, [prepared], self._on_progress(job, fence))
+        timings |= video.seconds
+        facts = receipt(prepared, video, model)
+        self._advance(job, fence, JobStatus.ENCODING, progress=_PROGRESS["encode"], stage="encoding", timings=timings)
         self.scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             with _timed(timings, "encode"):
-                paths = [_encode(frames, spec, Path(folder) / f"{n}") for n, spec in enumerate(job.request.outputs)]
+                about = metadata(facts) if self.file_metadata else None
+                paths = [
+                    _encode(video, spec, Path(folder) / f"{n}", about) for n, spec in enumerate(job.request.outputs)
+                ]
             self._advance(job, fence, JobStatus.UPLOADING, progress=_PROGRESS["store"], timings=timings)
             with _timed(timings, "store"):
                 outputs = [
-                    self._store(path, key, spec, frames)
+                    self._store(path, key, spec, video.frames)
                     for path, key, spec in zip(paths, job.output_keys, job.request.outputs, strict=True)
                 ]
         self._advance(
@@ -128,12 +149,15 @@ class JobRunner:
             fence,
             JobStatus.SUCCEEDED,
             progress=100,
+            stage="",
             timings={stage: round(seconds, 3) for stage, seconds in timings.items()},
+            receipt=facts,
             outputs=[{name: getattr(output, name) for name in output.__slots__} for output in outputs],
             ended_at=time.time(),
         )
+        taken = sum(timings[stage] for stage in ("load", "generate", "encode", "store"))
         with suppress(QueueUnavailable), redis_errors():  # the job has ended well; a mean is not worth its failure
-            self.records.learn_seconds(job.request.model, sum(timings.values()))
+            self.records.learn_seconds(job.request.model, taken)
         log.info("job succeeded", **{f"{stage}_s": round(seconds, 3) for stage, seconds in timings.items()})
 
     def _advance(self, job: VideoJob, fence: int, status: JobStatus, **fields: object) -> None:
@@ -142,12 +166,19 @@ class JobRunner:
         if not is_ours:
             raise Cancelled("The job ended, or belongs to another worker now.")
 
-    def _on_step(self, job: VideoJob, fence: int) -> Callable[[int, int], None]:
+    def _on_progress(self, job: VideoJob, fence: int) -> OnProgress:
         start, end = _PROGRESS["generate"], _PROGRESS["encode"]
 
-        def report(step: int, total_steps: int) -> None:
-            percent = start + (end - start) * step // max(1, total_steps)
-            self._advance(job, fence, JobStatus.RUNNING, step=step, total_steps=total_steps, progress=percent)
+        def report(progress: Progress) -> None:
+            self._advance(
+                job,
+                fence,
+                JobStatus.RUNNING,
+                stage=progress.stage,
+                step=progress.step,
+                total_steps=progress.total_steps,
+                progress=int(start + (end - start) * progress.share),
+            )
 
         return report
 
@@ -215,9 +246,11 @@ def _public(job: VideoJob, err: BaseException) -> tuple[str, str]:
     return "internal_error", f"The job failed inside the server; the operator finds job {job.id} in the log."
 
 
-def _encode(frames: np.ndarray, spec: OutputSpec, path: Path) -> Path:
-    formats()[spec.format].encode(frames, spec, path.with_suffix(f".{formats()[spec.format].extension}"))
-    return path.with_suffix(f".{formats()[spec.format].extension}")
+def _encode(video: Video, spec: OutputSpec, path: Path, about: dict[str, str] | None) -> Path:
+    format = formats()[spec.format]
+    path = path.with_suffix(f".{format.extension}")
+    format.encode(video.frames, spec, path, audio=video.audio, metadata=about)
+    return path
 
 
 def _sha256(path: Path) -> str:

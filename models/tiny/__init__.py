@@ -1,5 +1,10 @@
 """Tiny checkpoints, built where they are needed: no download, no GPU, the same bytes on every machine.
 
+Real diffusers pipelines, a few hundred thousand random weights each. Every layout keeps what the real checkpoint is
+like from outside: classes, compression of the VAE, patch size, channel layout, scheduler and its settings. So its
+sizes and frame counts obey the real rules and the production code loads and runs it. Only widths and depths are tiny.
+The pictures are abstract, and follow prompt and seed.
+
 `build("ltx", root)` gives a folder that loads like any other checkpoint. It is made once, under a lock, in a
 temporary folder that is renamed into place, so that any number of processes may ask at the same time and a killed
 one leaves nothing that looks finished.
@@ -10,22 +15,31 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from models._pipeline import quiet_libraries
-from models.tiny import layouts
+from models import Pipeline
+from models._load import quiet_libraries
+from models.tiny import animatediff, ltx, wan
 from polyreel.errors import CheckpointUnavailable, did_you_mean
 
-#: Name in a catalogue entry ("tiny:ltx") -> function that makes the pipeline.
-TINY = {
-    "wan-ti2v": layouts.wan_ti2v,
-    "wan21": layouts.wan21,
-    "ltx": layouts.ltx,
-    "animatediff": layouts.animatediff,
-}
 
-_SOURCES = ("layouts.py", "unigram.json", "bpe.json")
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny checkpoint: the family that runs it, and the function that makes its pipeline."""
+
+    family: str
+    make: Callable[[], Pipeline]
+
+
+#: Name in a catalogue entry ("tiny:ltx") -> what it is.
+TINY: dict[str, Tiny] = {
+    name: Tiny(family, make)
+    for family, layouts in (("wan", wan.LAYOUTS), ("ltx", ltx.LAYOUTS), ("animatediff", animatediff.LAYOUTS))
+    for name, make in layouts.items()
+}
 
 
 @cache
@@ -35,8 +49,9 @@ def layout_version() -> str:
     Part of the folder's name, so that a new release builds anew beside a folder that an older one may be using.
     """
     digest = hashlib.sha256()
-    for source in _SOURCES:
-        digest.update((Path(__file__).parent / source).read_bytes())
+    for source in sorted(Path(__file__).parent.glob("*")):
+        if source.suffix in (".py", ".json"):
+            digest.update(source.read_bytes())
     return digest.hexdigest()[:8]
 
 
@@ -76,5 +91,5 @@ def _build(name: str, folder: Path) -> None:
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a builder that was killed
     quiet_libraries()
-    TINY[name]().save_pretrained(unfinished, safe_serialization=True)
+    TINY[name].make().save_pretrained(unfinished, safe_serialization=True)
     unfinished.rename(folder)

@@ -7,6 +7,8 @@ dates go into a file, and encoders run with a pinned number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +18,19 @@ from polyreel.request import OutputSpec
 
 if TYPE_CHECKING:  # the API process lists formats and their media types, and needs no numpy for it
     import numpy as np
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Sound that belongs to frames.
+
+    Args:
+        samples: float32 of shape (samples, channels), -1..1; 1 or 2 channels.
+        sample_rate: samples per second.
+    """
+
+    samples: np.ndarray
+    sample_rate: int
 
 
 class Format(Protocol):
@@ -31,13 +46,24 @@ class Format(Protocol):
     media_type: str
     extension: str
 
-    def encode(self, frames: np.ndarray, spec: OutputSpec, path: Path) -> None:
+    def encode(
+        self,
+        frames: np.ndarray,
+        spec: OutputSpec,
+        path: Path,
+        *,
+        audio: Audio | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Write `frames` to `path`, which does not exist yet.
 
         Args:
             frames: uint8, shape (num_frames, height, width, 3), RGB.
             spec: fps and quality.
             path: where to write; the caller places the finished file atomically.
+            audio: sound to go with the frames; a format without sound leaves it out.
+            metadata: reproducible facts to write into the file, text by name: "title" (the prompt) and "comment"
+                (the receipt as JSON); a format without room for them leaves them out.
 
         Raises:
             EncodingFailed: the encoder ended with an error.

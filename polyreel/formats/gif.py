@@ -25,13 +25,13 @@ the API process lists the formats without it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyreel.errors import EncodingFailed
-from polyreel.formats import Format
+from polyreel.formats import Audio, Format
 from polyreel.formats._ffmpeg import REPRODUCIBLE, check_frames, encode_raw, frame_rate
 from polyreel.request import OutputSpec
 
@@ -62,7 +62,15 @@ class Gif:
     media_type = "image/gif"
     extension = "gif"
 
-    def encode(self, frames: np.ndarray, spec: OutputSpec, path: Path) -> None:
+    def encode(
+        self,
+        frames: np.ndarray,
+        spec: OutputSpec,
+        path: Path,
+        *,
+        audio: Audio | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Write `frames` to `path`; see `Format.encode`.
 
         Frame n ends at round(100 * (n + 1) / fps) centiseconds, so the clip as a whole has its exact length and

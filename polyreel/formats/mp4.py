@@ -7,10 +7,11 @@ front of the pictures, so that a player starts before the file is complete.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyreel.formats import Format
+from polyreel.formats import Audio, Format
 from polyreel.formats._ffmpeg import BT709, REPRODUCIBLE, THREADS, check_frames, encode_raw, frame_rate, quality_options
 from polyreel.request import OutputSpec
 
@@ -34,7 +35,15 @@ class Mp4:
     media_type = "video/mp4"
     extension = "mp4"
 
-    def encode(self, frames: np.ndarray, spec: OutputSpec, path: Path) -> None:
+    def encode(
+        self,
+        frames: np.ndarray,
+        spec: OutputSpec,
+        path: Path,
+        *,
+        audio: Audio | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Write `frames` to `path`; see `Format.encode`.
 
         Args:

@@ -5,10 +5,11 @@ Odd widths and heights are fine here: VP9 rounds the halved colour planes up.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyreel.formats import Format
+from polyreel.formats import Audio, Format
 from polyreel.formats._ffmpeg import BT709, REPRODUCIBLE, THREADS, check_frames, encode_raw, frame_rate, quality_options
 from polyreel.request import OutputSpec
 
@@ -32,7 +33,15 @@ class WebM:
     media_type = "video/webm"
     extension = "webm"
 
-    def encode(self, frames: np.ndarray, spec: OutputSpec, path: Path) -> None:
+    def encode(
+        self,
+        frames: np.ndarray,
+        spec: OutputSpec,
+        path: Path,
+        *,
+        audio: Audio | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Write `frames` to `path`; see `Format.encode`.
 
         Args:

@@ -7,11 +7,12 @@ A PNG is compressed already, so the archive only stores it. Level 1: level 6 tak
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from polyreel.formats import Format
+from polyreel.formats import Audio, Format
 from polyreel.formats._ffmpeg import check_frames, whole_file
 from polyreel.request import OutputSpec
 
@@ -32,7 +33,15 @@ class Zip:
     media_type = "application/zip"
     extension = "zip"
 
-    def encode(self, frames: np.ndarray, spec: OutputSpec, path: Path) -> None:
+    def encode(
+        self,
+        frames: np.ndarray,
+        spec: OutputSpec,
+        path: Path,
+        *,
+        audio: Audio | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Write `frames` to `path`; see `Format.encode`. One PNG is held in memory at a time.
 
         Args:

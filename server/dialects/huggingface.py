@@ -14,7 +14,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
-from polyreel.catalogue import MIN_SIDE, Catalogue
+from polyreel.catalogue import Catalogue
+from polyreel.entries import MIN_SIDE
 from polyreel.errors import (
     GenerationFailed,
     InvalidKey,

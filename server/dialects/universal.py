@@ -17,7 +17,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from polyreel.catalogue import MIN_SIDE, Catalogue
+from polyreel.catalogue import Catalogue
+from polyreel.entries import MIN_SIDE
 from polyreel.errors import (
     ConfigurationError,
     GenerationFailed,

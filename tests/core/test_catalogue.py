@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from polyreel.catalogue import Catalogue, Limits, ServedModel
+from polyreel.catalogue import Catalogue
+from polyreel.entries import Limits, ServedModel
 from polyreel.errors import ConfigurationError, InvalidRequest, UnknownModel
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from polyreel.catalogue import Catalogue
 from polyreel.errors import ConfigurationError
 from polyreel.settings import Settings, load_settings, read_profile
 from polyreel.storage import connect_storage
@@ -363,7 +362,7 @@ def test_polyreel_config_chooses_the_profile_unless_a_flag_does(monkeypatch: pyt
 )
 def test_a_shipped_profile_loads_and_its_catalogue_builds(profile_name: str, models: list[str]) -> None:
     settings = load_settings(profile_name).settings
-    catalogue = Catalogue(settings.models)
+    catalogue = settings.catalogue
     assert list(catalogue.models) == models
     assert catalogue.find("modelslab", "ltx") in models
 

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from models import Pipeline, StepCallback
+from models import OnProgress, PreparedRequest, Progress, Video
 from polyreel.errors import GenerationFailed
-from polyreel.request import VideoRequest
+from tests.families.quick import Quick
 
 
-class Raising:
+class Raising(Quick):
     """A family that raises `error` after its first step; `wrapped` chains it to a `GenerationFailed` as ours do."""
 
     name = "raising"
 
     def __init__(self, error: BaseException, *, wrapped: bool = False) -> None:
+        super().__init__()
         self.error = error
         self.wrapped = wrapped
 
-    def check(self, checkpoint: Path) -> None:
-        pass
-
-    def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
-        return object()
-
-    def generate(self, pipeline: Pipeline, requests: Sequence[VideoRequest], on_step: StepCallback) -> list[np.ndarray]:
-        on_step(1, requests[0].num_inference_steps)
+    def generate(self, model: Any, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
+        on_progress(Progress("denoising", 1, requests[0].request.num_inference_steps, 0.1))
         if self.wrapped:
             raise GenerationFailed("The pipeline failed.") from self.error
         raise self.error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from models import Pipeline
+from models import Checkpoint
+from models.loaded import LoadedModel
+from polyreel.entries import Placement, Task
 from polyreel.errors import CheckpointUnavailable
 from tests.families.quick import Quick
 
@@ -14,8 +14,8 @@ class Unloadable(Quick):
 
     name = "unloadable"
 
-    def check(self, checkpoint: Path) -> None:
+    def check(self, checkpoint: Checkpoint) -> frozenset[Task]:
         raise CheckpointUnavailable("The checkpoint has no model_index.json.")
 
-    def load(self, checkpoint: Path, *, device: str, dtype: str) -> Pipeline:
+    def load(self, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
         raise CheckpointUnavailable("The checkpoint has no model_index.json.")

@@ -14,12 +14,17 @@ import pytest
 # Before the first import of huggingface_hub: nothing here may ask the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from models import families
+from models import Checkpoint, OnProgress, PreparedRequest, Progress, Video, families
 from models.tiny import TINY, build
+from polyreel.entries import Placement
 from polyreel.request import PromptSpan, VideoRequest
 
 #: Every tiny checkpoint and the family that runs it.
-FAMILY_OF = {"wan-ti2v": "wan", "wan21": "wan", "ltx": "ltx", "animatediff": "animatediff"}
+FAMILY_OF = {name: tiny.family for name, tiny in TINY.items()}
+
+
+def unwatched(progress: Progress) -> None:
+    """Take the progress and do nothing with it."""
 
 
 @dataclass
@@ -28,17 +33,35 @@ class Loaded:
 
     name: str
     folder: Path
-    pipeline: Any
+    model: Any
     family: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.family = families()[FAMILY_OF[self.name]]
 
-    def generate(
-        self, request: VideoRequest, on_step: Callable[[int, int], None] = lambda done, total: None
-    ) -> np.ndarray:
-        [frames] = self.family.generate(self.pipeline, [request], on_step)
-        return frames
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline."""
+        return self.model.pipeline
+
+    def videos(
+        self, requests: list[VideoRequest | PreparedRequest], on_progress: OnProgress = unwatched
+    ) -> list[Video]:
+        """Generate in one call; a bare request refers to nothing."""
+        prepared = [r if isinstance(r, PreparedRequest) else PreparedRequest(r) for r in requests]
+        return self.family.generate(self.model, prepared, on_progress)
+
+    def generate(self, request: VideoRequest | PreparedRequest, on_progress: OnProgress = unwatched) -> np.ndarray:
+        """Generate one video and return its frames."""
+        [video] = self.videos([request], on_progress)
+        return video.frames
+
+
+def load_tiny(name: str, folder: Path, *, dtype: str = "float32", **checkpoint: Any) -> Loaded:
+    """Load a tiny checkpoint anew; keywords are fields of `Checkpoint`."""
+    what = Checkpoint(folder, name=f"tiny:{name}", **checkpoint)
+    model = families()[FAMILY_OF[name]].load(what, device="cpu", dtype=dtype, placement=Placement(mode="resident"))
+    return Loaded(name, folder, model)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,8 +82,7 @@ def load(tiny_root: Path) -> Callable[[str], Loaded]:
     """Load a tiny checkpoint, each time anew."""
 
     def load(name: str) -> Loaded:
-        folder = build(name, tiny_root)
-        return Loaded(name, folder, families()[FAMILY_OF[name]].load(folder, device="cpu", dtype="float32"))
+        return load_tiny(name, build(name, tiny_root))
 
     return load
 

@@ -56,7 +56,7 @@ def test_several_prompts_leave_no_trace_in_a_later_video(tiny, ask):
 def test_a_cancelled_video_of_several_prompts_leaves_no_trace(tiny, ask):
     before = tiny.generate(ask(num_frames=16))
 
-    def cancel(done, total):
+    def cancel(progress):
         raise Cancelled("stop")
 
     with pytest.raises(Cancelled):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models import families
-from models.tiny import TINY
+from models import Progress, families
 from polyreel.errors import Cancelled, GenerationFailed
-from tests.models.conftest import FAMILY_OF
+from tests.models.conftest import FAMILY_OF, load_tiny
 
 
 def test_every_family_and_every_tiny_checkpoint_is_under_this_contract():
-    assert set(FAMILY_OF) == set(TINY)
     assert set(FAMILY_OF.values()) == set(families())
 
 
@@ -50,42 +48,74 @@ def test_frames_have_contrast_and_motion(loaded, ask):
 
 
 def test_every_step_is_reported_once_and_in_order(loaded, ask):
-    steps = []
-    loaded.generate(ask(num_inference_steps=3), lambda done, total: steps.append((done, total)))
+    seen = []
+    loaded.generate(ask(num_inference_steps=3), seen.append)
 
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert steps_of(seen) == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_progress_goes_through_the_stages_and_never_back(loaded, ask):
+    seen = []
+    loaded.generate(ask(num_inference_steps=3), seen.append)
+
+    stages = [progress.stage for progress in seen]
+    assert sorted(stages, key=["text_encoding", "denoising", "decoding"].index) == stages
+    assert {"denoising", "decoding"} <= set(stages)
+    shares = [progress.share for progress in seen]
+    assert shares == sorted(shares)
+    assert shares[0] >= 0
+    assert 0.9 <= shares[-1] <= 1
+
+
+def test_a_video_knows_the_seconds_of_each_stage(loaded, ask):
+    [video] = loaded.videos([ask()])
+
+    assert set(video.seconds) == {"text_encoding", "denoising", "decoding"}
+    assert all(seconds > 0 for seconds in video.seconds.values())
 
 
 def test_a_single_step_is_enough(loaded, ask):
-    steps = []
-    frames = loaded.generate(ask(num_inference_steps=1), lambda done, total: steps.append((done, total)))
+    seen = []
+    frames = loaded.generate(ask(num_inference_steps=1), seen.append)
 
-    assert steps == [(1, 1)]
+    assert steps_of(seen) == [(1, 1)]
     assert frames.shape == (5, 64, 64, 3)
 
 
-def test_two_requests_at_once_give_what_each_gives_alone(loaded, ask):
-    requests = [ask(), ask("a red dragon over paris", seed=2)]
-    steps = []
-    together = loaded.family.generate(loaded.pipeline, requests, lambda done, total: steps.append((done, total)))
+def test_a_batch_of_other_prompts_and_seeds_equals_the_single_runs_within_one_grey_level(loaded, ask):
+    requests = [ask(), ask("a red dragon over paris", seed=2, negative_prompt="red street")]
+    seen = []
+    together = loaded.videos(requests, seen.append)
 
-    assert np.array_equal(together[0], loaded.generate(requests[0]))
-    assert np.array_equal(together[1], loaded.generate(requests[1]))
-    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert largest_difference(together[0].frames, loaded.generate(requests[0])) <= 1
+    assert largest_difference(together[1].frames, loaded.generate(requests[1])) <= 1
+    assert steps_of(seen) == [(1, 2), (2, 2)]
 
 
-def test_a_cancelled_run_ends_at_once_and_leaves_no_trace(loaded, ask):
+def test_requests_of_different_sizes_run_one_after_the_other(loaded, ask):
+    requests = [ask(), ask(height=96), ask("a red dragon over paris", seed=2)]
+    seen = []
+    together = loaded.videos(requests, seen.append)
+
+    assert [video.frames.shape for video in together] == [(5, 64, 64, 3), (5, 96, 64, 3), (5, 64, 64, 3)]
+    assert np.array_equal(together[2].frames, loaded.generate(requests[2]))
+    assert steps_of(seen) == [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
+
+
+@pytest.mark.parametrize("stage", ["denoising", "decoding"])
+def test_a_cancelled_run_ends_at_once_and_leaves_no_trace(loaded, ask, stage):
     before = loaded.generate(ask())
-    steps = []
+    seen = []
 
-    def cancel(done, total):
-        steps.append(done)
-        raise Cancelled("stop")
+    def cancel(progress):
+        seen.append(progress)
+        if progress.stage == stage:
+            raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
         loaded.generate(ask(num_frames=17, height=96), cancel)
 
-    assert steps == [1]
+    assert sum(progress.stage == stage for progress in seen) == 1
     assert np.array_equal(loaded.generate(ask()), before)
 
 
@@ -145,10 +175,20 @@ def test_a_pipeline_that_raises_has_failed_and_the_cause_is_chained(load, loaded
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_runs(loaded, ask, dtype):
-    pipeline = loaded.family.load(loaded.folder, device="cpu", dtype=dtype)
-    [frames] = loaded.family.generate(pipeline, [ask(num_frames=1)], lambda done, total: None)
+    half = load_tiny(loaded.name, loaded.folder, dtype=dtype)
 
-    assert frames.shape == (1, 64, 64, 3)
+    assert half.generate(ask(num_frames=1)).shape == (1, 64, 64, 3)
+
+
+def steps_of(seen: list[Progress]) -> list[tuple[int, int]]:
+    """Return (steps done, steps in all) each time a step was done."""
+    counts = [(progress.step, progress.total_steps) for progress in seen if progress.step]
+    return list(dict.fromkeys(counts))
+
+
+def largest_difference(left: np.ndarray, right: np.ndarray) -> int:
+    """Largest difference of 8-bit values."""
+    return int(np.abs(left.astype(int) - right.astype(int)).max())
 
 
 def distance(left: np.ndarray, right: np.ndarray) -> float:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from models import families
+from models import Checkpoint, families
 from models.tiny import build
+from polyreel.entries import Placement
 from polyreel.errors import CheckpointUnavailable, ConfigurationError
-from tests.models.conftest import FAMILY_OF
+from tests.models.conftest import FAMILY_OF, load_tiny
 
 
 @pytest.fixture(params=["wan-ti2v", "ltx", "animatediff"])
@@ -21,7 +22,7 @@ def copy(request, tiny_root, tmp_path) -> Path:
 
 
 def load(folder: Path, dtype: str = "float32"):
-    return families()[FAMILY_OF[folder.name]].load(folder, device="cpu", dtype=dtype)
+    return load_tiny(folder.name, folder, dtype=dtype).model
 
 
 def test_a_missing_folder_is_named(copy):
@@ -91,20 +92,22 @@ def test_an_unknown_dtype_is_a_configuration_error(copy):
 
 
 def test_loading_draws_nothing_on_the_terminal(copy, capfd):
-    pipeline = load(copy)
+    model = load(copy)
 
     assert "%|" not in capfd.readouterr().err
-    assert pipeline._progress_bar_config == {"disable": True}
+    assert model.pipeline._progress_bar_config == {"disable": True}
 
 
 def test_a_checkpoint_can_be_judged_without_loading_it(copy):
     family = families()[FAMILY_OF[copy.name]]
-    family.check(copy)
+    family.check(Checkpoint(copy))
     (copy / "model_index.json").unlink()
     with pytest.raises(CheckpointUnavailable, match=r"model_index\.json is missing"):
-        family.check(copy)
+        family.check(Checkpoint(copy))
 
 
 def test_a_device_that_is_not_there_is_a_reason_and_no_traceback(copy):
     with pytest.raises(CheckpointUnavailable, match="does not fit on nonsense"):
-        families()[FAMILY_OF[copy.name]].load(copy, device="nonsense", dtype="float32")
+        families()[FAMILY_OF[copy.name]].load(
+            Checkpoint(copy), device="nonsense", dtype="float32", placement=Placement()
+        )

@@ -7,6 +7,7 @@ import pytest
 
 from polyreel.errors import NotServedYet
 from polyreel.request import PromptSpan
+from tests.models.conftest import load_tiny
 
 
 @pytest.mark.parametrize("name", ["wan-ti2v", "ltx"])
@@ -32,7 +33,6 @@ def test_the_frame_rate_is_a_condition_of_ltx(load, ask):
 def test_the_vae_of_wan_stays_in_float32(load):
     import torch
 
-    tiny = load("wan-ti2v")
-    pipeline = tiny.family.load(tiny.folder, device="cpu", dtype="bfloat16")
+    pipeline = load_tiny("wan-ti2v", load("wan-ti2v").folder, dtype="bfloat16").pipeline
 
     assert (pipeline.vae.dtype, pipeline.transformer.dtype) == (torch.float32, torch.bfloat16)

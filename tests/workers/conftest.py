@@ -9,7 +9,8 @@ import pytest
 
 import workers.residency
 from models import Family
-from polyreel.catalogue import Catalogue, ServedModel
+from polyreel.catalogue import Catalogue
+from polyreel.entries import ServedModel
 from polyreel.queue import Queue
 from polyreel.storage import Storage
 from polyreel.storage.local import LocalStorage

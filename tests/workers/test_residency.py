@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from polyreel.catalogue import Catalogue, ServedModel
+from polyreel.catalogue import Catalogue
+from polyreel.entries import ServedModel
 from polyreel.errors import CheckpointUnavailable, ConfigurationError
 from tests.families.quick import Quick
 from tests.families.unloadable import Unloadable

@@ -47,7 +47,9 @@ def test_a_job_ends_with_its_file_stored_and_described(
     ended = read(queue, job)
     assert (ended.status, ended.progress, ended.step, ended.total_steps) == (JobStatus.SUCCEEDED, 100, 4, 4)
     assert (ended.worker, ended.attempts, ended.error_code, ended.error_message) == ("one", 1, "", "")
-    assert sorted(ended.timings) == ["encode", "generate", "load", "store"]
+    assert sorted(ended.timings) == [
+        "decoding", "denoising", "encode", "generate", "load", "store", "text_encoding"
+    ]  # fmt: skip
     assert 0 < ended.seconds_taken < 60
     (output,) = ended.outputs
     content = stored.path(job.output_keys[0]).read_bytes()
@@ -73,10 +75,15 @@ def test_progress_rises_with_every_step(make_runner: MakeRunner, queue: Queue) -
 
     def look(step: int) -> None:
         now = read(queue, job)
-        seen.append((now.status.value, now.step, now.progress))
+        seen.append((now.status.value, now.stage, now.step, now.progress))
 
     make_runner(Quick(after_step=look)).run(job.id)
-    assert seen == [("running", 1, 25), ("running", 2, 45), ("running", 3, 65), ("running", 4, 85)]
+    assert seen == [
+        ("running", "denoising", 1, 23),
+        ("running", "denoising", 2, 41),
+        ("running", "denoising", 3, 59),
+        ("running", "denoising", 4, 77),
+    ]
 
 
 def test_a_cancelled_job_frees_the_worker_within_one_step_and_leaves_no_file(

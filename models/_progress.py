@@ -1,0 +1,65 @@
+"""Counts the steps of a whole call of `Family.generate`, times its stages, and tells both to the caller."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+from models import OnProgress, Progress, Stage
+
+#: Share of a whole call at which denoising begins and at which the last decoding begins. Rough: on the published
+#: checkpoints text takes a second or less, and decoding 2 to 15 % (docs/models.md).
+_DENOISING, _DECODING = 0.02, 0.9
+
+
+class Meter:
+    """The progress of one call of `Family.generate`, over all its passes.
+
+    Args:
+        on_progress: told of every change; what it raises goes up through the pipeline.
+        total_steps: denoising steps of all passes, 1 or more.
+    """
+
+    def __init__(self, on_progress: OnProgress, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self.steps_done = 0
+        self.stage: Stage = "text_encoding"
+        #: Seconds per stage so far.
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._on_progress = on_progress
+        self._since = time.monotonic()
+        self._share = 0.0
+
+    def enter(self, stage: Stage) -> None:
+        """Begin a stage; entering the present one again changes nothing."""
+        if stage != self.stage:
+            self._charge()
+            self.stage = stage
+            self._tell(self._share)
+
+    def step(self) -> None:
+        """Count a denoising step that is done."""
+        self.enter("denoising")
+        self.steps_done += 1
+        self._tell(_DENOISING + (_DECODING - _DENOISING) * self.steps_done / self.total_steps)
+
+    def decoded(self, share: float) -> None:
+        """Tell how much of a decoding is done, 0..1; only the last pass's counts for the share of the whole call."""
+        self.enter("decoding")
+        is_last = self.steps_done >= self.total_steps
+        self._tell(_DECODING + (1 - _DECODING) * min(share, 1.0) if is_last else self._share)
+
+    def take_seconds(self) -> dict[str, float]:
+        """Return the seconds per stage since the last time this was asked."""
+        self._charge()
+        seconds, self.seconds = dict(self.seconds), defaultdict(float)
+        return seconds
+
+    def _charge(self) -> None:
+        now = time.monotonic()
+        self.seconds[self.stage] += now - self._since
+        self._since = now
+
+    def _tell(self, share: float) -> None:
+        self._share = max(self._share, share)
+        self._on_progress(Progress(self.stage, self.steps_done, self.total_steps, self._share))

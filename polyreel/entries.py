@@ -1,0 +1,224 @@
+"""Entries of the catalogue: models, LoRAs and embeddings, as a profile's YAML describes them.
+
+Plain validated data. What a name means, and whether a request can run, is `polyreel.catalogue`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from polyreel.errors import InvalidRequest
+
+_Strict = ConfigDict(frozen=True, extra="forbid")
+
+#: Smallest side in pixels where a contract names none; tiny checkpoints then answer in a second or two.
+MIN_SIDE = 64
+
+
+class Limits(BaseModel):
+    """The largest request that an entry accepts.
+
+    Args:
+        num_frames: most frames of one video, where the dialect's own contract does not set the limit.
+        side: most pixels of height and of width, likewise.
+        num_inference_steps: most denoising steps, likewise.
+        pixels: most of num_frames * height * width, whatever the dialect. What a video costs in memory grows with
+            this product (as float32 RGB, 12 bytes each), and every single value may be legal while it is not.
+    """
+
+    model_config = _Strict
+    num_frames: Annotated[int, Field(ge=1)] = 257
+    side: Annotated[int, Field(ge=MIN_SIDE)] = 1280
+    num_inference_steps: Annotated[int, Field(ge=1)] = 100
+    pixels: Annotated[int, Field(ge=1)] = 100_000_000
+
+    def check_pixels(self, num_frames: int, height: int, width: int) -> None:
+        """Raise `InvalidRequest` when a video has more than `pixels`."""
+        pixels = num_frames * height * width
+        if pixels > self.pixels:
+            raise InvalidRequest(
+                f"frames x width x height must be at most {self.pixels} pixels in all, "
+                f"got {num_frames} x {width} x {height} = {pixels}"
+            )
+
+
+class Defaults(BaseModel):
+    """What a request that omits a value runs with, where the dialect's contract has no default of its own."""
+
+    model_config = _Strict
+    num_frames: Annotated[int, Field(ge=1)] = 25
+    height: Annotated[int, Field(ge=MIN_SIDE)] = 512
+    width: Annotated[int, Field(ge=MIN_SIDE)] = 512
+    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16
+    num_inference_steps: Annotated[int, Field(ge=1)] = 20
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+
+
+#: What a checkpoint can do beyond turning one prompt into a video.
+Task = Literal[
+    "t2v",  # a prompt alone
+    "i2v",  # a picture for the first frame
+    "first_last",  # pictures for the first and the last frame
+    "keyframes",  # pictures for any frames
+    "prompt_travel",  # several prompts, each with its own span of frames
+    "closed_loop",  # the last frame leads back into the first
+    "upscale",  # a second pass at a larger size
+    "embeddings",  # textual inversions
+    "improved_sampling",  # FreeInit
+]
+
+
+class Part(BaseModel):
+    """A further file or folder that an entry needs beside its checkpoint.
+
+    Args:
+        checkpoint: in the forms of `ServedModel.checkpoint`.
+        revision: likewise.
+        file: name of one safetensors file inside the folder, where the role takes a file.
+    """
+
+    model_config = _Strict
+    checkpoint: str
+    revision: str | None = None
+    file: str | None = None
+
+
+class Placement(BaseModel):
+    """Where a model's weights live while it runs. What is left out is chosen when the model is loaded.
+
+    Args:
+        mode: "resident" keeps everything on the device; "cpu_offload" brings one component at a time;
+            "group_offload" a few blocks at a time; "auto" takes the first of these that fits.
+        fp8: store the denoiser's weights as float8 (e4m3) and compute in `dtype`: half the memory, a few per cent
+            slower. None: only when nothing else fits.
+        vae_tiling: decode in overlapping tiles: less memory, and slightly other pixels, so it is fixed here and never
+            switched by load.
+        vae_slicing: decode one video of a batch after the other; same pixels.
+        retry_with_less: after out of memory, try the job once more with tiling, then with offload.
+    """
+
+    model_config = _Strict
+    mode: Literal["auto", "resident", "cpu_offload", "group_offload"] = "auto"
+    fp8: bool | None = None
+    vae_tiling: bool = False
+    vae_slicing: bool = False
+    retry_with_less: bool = True
+
+
+class Cost(BaseModel):
+    """What a job of this entry needs, as measured or computed for the published checkpoint; zeros are not known.
+
+    Args:
+        weights_gb: of all components together in the entry's dtypes, 1e9 bytes.
+        largest_gb: of the largest single component, which is what must fit under cpu_offload.
+        mb_per_1k_tokens: memory of denoising beside the weights, 1e6 bytes per 1,000 latent tokens.
+        mb_per_megapixel: memory of decoding, 1e6 bytes per million pixels of a frame.
+    """
+
+    model_config = _Strict
+    weights_gb: Annotated[float, Field(ge=0)] = 0
+    largest_gb: Annotated[float, Field(ge=0)] = 0
+    mb_per_1k_tokens: Annotated[float, Field(ge=0)] = 0
+    mb_per_megapixel: Annotated[float, Field(ge=0)] = 0
+
+
+class Geometry(BaseModel):
+    """How a video becomes latent tokens: `ceil` of each side divided by these, frames after the first one.
+
+    Args:
+        frames: frames per latent frame; 0 is an entry whose size is not known to the admission.
+        pixels: pixels of a side per token.
+    """
+
+    model_config = _Strict
+    frames: Annotated[int, Field(ge=0)] = 0
+    pixels: Annotated[int, Field(ge=1)] = 1
+
+
+class ServedModel(BaseModel):
+    """One catalogue entry.
+
+    Args:
+        family: name of a model family in `models/`: "wan", "ltx" or "animatediff".
+        checkpoint: "tiny:NAME" (built on the machine), a local folder or single .safetensors file, or a hub id
+            "OWNER/NAME" ("OWNER/NAME/FILE.safetensors" for a single file of it).
+        revision: pinned commit of a hub id; None takes what `polyreel pull` pinned, else the local hub cache's main.
+        parts: further files by role: "motion_adapter" (AnimateDiff), "upsampler" (LTX), "lcm_lora" (AnimateLCM), …
+        tasks: what the entry is offered for; a worker refuses to serve an entry whose checkpoint cannot do one.
+        i2v: catalogue name of the entry that runs requests with a picture when this one cannot.
+        dtype: of the denoiser; families keep fragile parts (Wan's VAE) in float32 by themselves.
+        scheduler: settings that replace the checkpoint's own, such as {flow_shift: 3.0}; `class` names another
+            diffusers scheduler.
+        placement: memory against speed.
+        attention: diffusers' attention backend, such as "native" or "_native_cudnn"; None is diffusers' default.
+        step_cache: threshold of the first-block cache: steps whose first block changes less reuse the last result;
+            0 is off and exact.
+        pinned: stays loaded when others must go.
+        audio: keep the sound of a model that makes one.
+        licence: SPDX id or name, for `polyreel models`.
+        licence_url: page where the licence of gated weights is accepted.
+        download_gb: size of the download, 1e9 bytes; 0 is not known.
+        names: dialect name to the public names by which its clients call this entry.
+    """
+
+    model_config = _Strict
+    family: str
+    checkpoint: str
+    revision: str | None = None
+    parts: dict[str, Part] = {}
+    tasks: tuple[Task, ...] = ("t2v",)
+    i2v: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    scheduler: dict[str, Any] = {}  # Any: whatever the scheduler class takes
+    placement: Placement = Placement()
+    attention: str | None = None
+    step_cache: Annotated[float, Field(ge=0, lt=1)] = 0
+    pinned: bool = False
+    audio: bool = True
+    licence: str = ""
+    licence_url: str = ""
+    download_gb: Annotated[float, Field(ge=0)] = 0
+    geometry: Geometry = Geometry()
+    cost: Cost = Cost()
+    limits: Limits = Limits()
+    defaults: Defaults = Defaults()
+    names: dict[str, tuple[str, ...]] = {}
+
+    @model_validator(mode="after")
+    def _defaults_are_within_limits(self) -> ServedModel:
+        for field in ("num_frames", "num_inference_steps"):
+            if getattr(self.defaults, field) > getattr(self.limits, field):
+                raise ValueError(f"defaults.{field} is over limits.{field}")
+        for field in ("height", "width"):
+            if getattr(self.defaults, field) > self.limits.side:
+                raise ValueError(f"defaults.{field} is over limits.side")
+        if self.defaults.num_frames * self.defaults.height * self.defaults.width > self.limits.pixels:
+            raise ValueError("defaults.num_frames * height * width is over limits.pixels")
+        return self
+
+
+class Adapter(BaseModel):
+    """A LoRA or a textual inversion: a small file that changes a loaded model for one job.
+
+    Args:
+        checkpoint: "tiny:NAME", a local safetensors file, or "OWNER/NAME/FILE.safetensors" on the hub.
+        revision: pinned commit of a hub file.
+        second: the file for the second transformer of a Wan 2.2 A14B model; None uses `checkpoint` for both.
+        models: catalogue names of the entries that it was made for, at least one.
+        token: the word by which a prompt calls a textual inversion; LoRAs have none.
+        licence, licence_url, download_gb: as for a model.
+        names: dialect name to the public names.
+    """
+
+    model_config = _Strict
+    checkpoint: str
+    revision: str | None = None
+    second: str | None = None
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    token: str = ""
+    licence: str = ""
+    licence_url: str = ""
+    download_gb: Annotated[float, Field(ge=0)] = 0
+    names: dict[str, tuple[str, ...]] = {}

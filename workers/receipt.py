@@ -1,0 +1,64 @@
+"""The receipt of a video: what is needed to make it again, and how it was made.
+
+The reproducible part (no times, ids, dates or machine names) also goes into the file, so that the same request and
+seed still give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from models import PreparedRequest, Video
+from models.loaded import LoadedModel
+from polyreel import __version__
+
+#: Libraries whose version can change the pixels.
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+
+
+def receipt(prepared: PreparedRequest, video: Video, model: LoadedModel) -> dict[str, Any]:
+    """Return the reproducible receipt of a video. Plain JSON."""
+    r = prepared.request
+    return {
+        "polyreel": __version__,
+        **model.facts(),
+        "scheduler": type(model.pipeline.scheduler).__name__ if hasattr(model.pipeline, "scheduler") else "",
+        "prompts": [{"prompt": span.prompt, "num_frames": span.num_frames} for span in r.prompts],
+        "negative_prompt": r.negative_prompt,
+        "seed": r.seed,
+        "num_frames": r.num_frames,
+        "height": r.height,
+        "width": r.width,
+        "fps": r.fps,
+        "num_inference_steps": r.num_inference_steps,
+        "guidance_scale": r.guidance_scale,
+        "clip_skip": r.clip_skip,
+        "images": [{"key": i.key, "frame_index": i.frame_index, "strength": i.strength} for i in r.images],
+        "loras": [{"name": use.name, "strength": use.strength} for use in r.loras],
+        "embeddings": list(r.embeddings),
+        "closed_loop": r.closed_loop,
+        "upscale": {name: getattr(r.upscale, name) for name in r.upscale.__slots__} if r.upscale else None,
+        "improved_sampling_seed": r.improved_sampling_seed,
+        **video.made,
+        "versions": _versions(),
+    }
+
+
+def metadata(facts: dict[str, Any]) -> dict[str, str]:
+    """Return what goes into a file: the prompts as its title, the receipt as its comment."""
+    title = " / ".join(span["prompt"] for span in facts["prompts"])
+    return {"title": title, "comment": json.dumps(facts, sort_keys=True, ensure_ascii=False)}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
