@@ -1,0 +1,37 @@
+"""Pictures are brought to the size of a video without being stretched."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models._pictures import cover, enlarge
+
+
+def test_a_wide_picture_loses_its_sides_and_keeps_its_centre():
+    picture = np.zeros((10, 30, 3), np.uint8)
+    picture[:, 10:20] = 255
+
+    assert (np.asarray(cover(picture, 20, 20)) == 255).all()
+
+
+def test_a_tall_picture_loses_its_top_and_bottom():
+    picture = np.zeros((30, 10, 3), np.uint8)
+    picture[10:20] = 255
+
+    assert (np.asarray(cover(picture, 20, 20)) == 255).all()
+
+
+def test_a_picture_of_the_right_size_is_left_as_it_is():
+    picture = np.random.default_rng(1).integers(0, 256, (16, 24, 3), np.uint8)
+
+    assert np.array_equal(np.asarray(cover(picture, 16, 24)), picture)
+
+
+def test_every_frame_is_enlarged():
+    frames = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (10, 200)])
+
+    larger = enlarge(frames, 16, 24)
+
+    assert larger.shape == (2, 16, 24, 3)
+    assert (larger[0] == 10).all()
+    assert (larger[1] == 200).all()
