@@ -10,17 +10,19 @@ they are needed, because the API process lists the formats and has neither.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from polyreel.errors import EncodingFailed
+from polyreel.formats import Audio
 from polyreel.request import OutputSpec
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ TIMEOUT_S = 600.0
 #: as two (11.6 and 13.0 ms a frame), and larger machines gain.
 THREADS = 4
 
-#: Metadata and encoder names vary with the build and the day; the same frames are to give the same bytes.
-REPRODUCIBLE = ("-map_metadata", "-1", "-flags:v", "+bitexact", "-fflags", "+bitexact")
+#: Encoder names vary with the build; the same frames are to give the same bytes.
+REPRODUCIBLE = ("-flags:v", "+bitexact", "-flags:a", "+bitexact", "-fflags", "+bitexact")
 
 #: RGB becomes BT.709 with limited range, and the file says so: swscale's own choice for untagged RGB is BT.601,
 #: which players of HD material show with a green cast. ITU-R BT.709-6, section 3.
@@ -114,6 +116,8 @@ def encode_raw(
     pix_fmt: str,
     size: tuple[int, int],
     rate: Fraction,
+    audio: Audio | None = None,
+    metadata: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> None:
     """Pipe raw frames through ffmpeg into `path`.
@@ -125,23 +129,75 @@ def encode_raw(
         pix_fmt: ffmpeg's name of the layout of `frames`, e.g. "rgb24".
         size: (width, height) in pixels.
         rate: frames per second.
+        audio: sound, for formats whose options name an audio codec.
+        metadata: text by name, into the container; nothing else goes there.
         timeout_s: the child is killed after this many seconds.
 
     Raises:
         EncodingFailed: ffmpeg is missing, took too long, or ended with an error: its last lines are the message.
     """
     width, height = size
-    command = [
-        *(_executable(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y"),
-        *("-f", "rawvideo", "-pixel_format", pix_fmt, "-video_size", f"{width}x{height}", "-framerate", str(rate)),
-        *("-i", "pipe:0", "-fps_mode", "passthrough"),  # never duplicates or drops a frame
-        *options,
-        f"file:{path}",  # with the protocol, or a colon in the name would be taken for one
-    ]
-    with whole_file(path), tempfile.TemporaryFile() as stderr:
+    raw = ("-f", "rawvideo", "-pixel_format", pix_fmt, "-video_size", f"{width}x{height}", "-framerate", str(rate))
+    with whole_file(path), tempfile.TemporaryFile() as stderr, ExitStack() as files:
+        command = [*(_executable(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y"), *raw, "-i", "pipe:0"]
+        maps = ["-map", "0:v"]
+        inputs = 1
+        if audio is not None:
+            command += [*_audio_input(audio), "-i", files.enter_context(_aside(_interleaved(audio), path.parent))]
+            maps += ["-map", f"{inputs}:a"]
+            inputs += 1
+        maps += ["-map_chapters", "-1", "-map_metadata", str(inputs) if metadata else "-1"]
+        if metadata:
+            command += ["-f", "ffmetadata", "-i", files.enter_context(_aside(_ffmetadata(metadata), path.parent))]
+        command += [
+            *maps,
+            *("-fps_mode", "passthrough"),  # never duplicates or drops a frame
+            *options,
+            f"file:{path}",  # with the protocol, or a colon in the name would be taken for one
+        ]
         _run(command, frames, stderr, timeout_s)
         if not path.is_file() or path.stat().st_size == 0:
             raise EncodingFailed(f"ffmpeg wrote no {path.name}, although it reported no error.")
+
+
+def _audio_input(audio: Audio) -> tuple[str, ...]:
+    """Return how ffmpeg is to read `audio`.
+
+    Raises:
+        EncodingFailed: not float32 samples of one or two channels.
+    """
+    samples = audio.samples
+    if samples.ndim != 2 or samples.shape[1] not in (1, 2) or samples.dtype != "float32" or not samples.size:
+        raise EncodingFailed(
+            "Audio must be a float32 array of shape (samples, 1 or 2 channels) with at least one sample, "
+            f"got {samples.dtype} of shape {samples.shape}."
+        )
+    return ("-f", "f32le", "-ar", str(audio.sample_rate), "-ac", str(samples.shape[1]))
+
+
+def _interleaved(audio: Audio) -> bytes:
+    return audio.samples.clip(-1, 1).astype("<f4").tobytes()
+
+
+def _ffmetadata(metadata: Mapping[str, str]) -> bytes:
+    """Return ffmpeg's metadata text; a file, because a command line has a longest length and everybody can read it.
+
+    Source: https://ffmpeg.org/ffmpeg-formats.html#Metadata-2
+    """
+    lines = [";FFMETADATA1"]
+    for name, text in metadata.items():
+        escaped = re.sub(r"([=;#\\\n])", r"\\\1", text.replace("\0", "").replace("\r", ""))
+        lines.append(f"{name}={escaped}")
+    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+
+
+@contextmanager
+def _aside(content: bytes, folder: Path) -> Iterator[str]:
+    """Give ffmpeg a second input, in the folder of the file in the making: what a killed process leaves is swept."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(content)
+        file.flush()
+        yield f"file:{file.name}"
 
 
 def _run(command: list[str], frames: Iterable[bytes | memoryview], stderr: IO[bytes], timeout_s: float) -> None:

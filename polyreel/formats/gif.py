@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from polyreel.errors import EncodingFailed
 from polyreel.formats import Audio, Format
-from polyreel.formats._ffmpeg import REPRODUCIBLE, check_frames, encode_raw, frame_rate
+from polyreel.formats._ffmpeg import REPRODUCIBLE, check_frames, encode_raw, frame_rate, whole_file
 from polyreel.request import OutputSpec
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class Gif:
             frames: uint8, shape (num_frames, height, width, 3), RGB.
             spec: any fps above 1/655; quality has no meaning here.
             path: where to write; removed again on failure.
+            audio: left out, a GIF is silent.
+            metadata: its "comment" becomes a comment extension in UTF-8; ffmpeg writes none.
 
         Raises:
             EncodingFailed: wrong frames or options, or ffmpeg failed.
@@ -96,6 +98,27 @@ class Gif:
             *("-f", "gif", "-loop", "0", "-final_delay", str(last_delay)),
         )
         encode_raw(_paletted(frames), options, path, pix_fmt="pal8", size=(width, height), rate=rate)
+        if metadata and metadata.get("comment"):
+            with whole_file(path):
+                path.write_bytes(_with_comment(path.read_bytes(), metadata["comment"]))
+
+
+def _with_comment(content: bytes, comment: str) -> bytes:
+    """Return a GIF with a comment extension in front of its first block, where readers look for it.
+
+    Source: GIF89a specification, sections 18 (logical screen descriptor) and 24 (comment extension).
+    """
+    packed = content[10]
+    colours = 3 << ((packed & 0b111) + 1) if packed & 0x80 else 0  # bytes of the global colour table
+    start = 13 + colours
+    text = comment.encode("utf-8", "replace")
+    blocks = b"".join(bytes([len(part)]) + part for part in _parts(text, 255))
+    return content[:start] + b"\x21\xfe" + blocks + b"\x00" + content[start:]
+
+
+def _parts(text: bytes, length: int) -> Iterator[bytes]:
+    for start in range(0, len(text), length):
+        yield text[start : start + length]
 
 
 def _centiseconds(num_frames: int, rate: Fraction) -> int:

@@ -50,6 +50,8 @@ class Mp4:
             frames: uint8, shape (num_frames, height, width, 3), RGB.
             spec: any fps above 0; every quality counts.
             path: where to write; removed again on failure.
+            audio: becomes AAC at 192 kbit/s.
+            metadata: into the title and comment atoms.
 
         Raises:
             EncodingFailed: wrong frames or options, or ffmpeg failed.
@@ -59,10 +61,12 @@ class Mp4:
         options = (
             *("-c:v", "libx264", *quality_options(_QUALITY, spec), "-threads", str(THREADS)),
             *("-pix_fmt", "yuv444p" if width % 2 or height % 2 else "yuv420p", *BT709),
-            *("-movflags", "+faststart", *REPRODUCIBLE, "-f", "mp4"),
+            *("-c:a", "aac", "-b:a", "192k", "-movflags", "+faststart", *REPRODUCIBLE, "-f", "mp4"),
         )
         pictures = (frame.tobytes() for frame in frames)
-        encode_raw(pictures, options, path, pix_fmt="rgb24", size=(width, height), rate=frame_rate(spec.fps))
+        rate = frame_rate(spec.fps)
+        size = (width, height)
+        encode_raw(pictures, options, path, pix_fmt="rgb24", size=size, rate=rate, audio=audio, metadata=metadata)
 
 
 FORMAT: Format = Mp4()

@@ -48,6 +48,8 @@ class WebM:
             frames: uint8, shape (num_frames, height, width, 3), RGB.
             spec: any fps above 0, though WebM rounds the time of each frame to milliseconds; every quality counts.
             path: where to write; removed again on failure.
+            audio: becomes Opus at 128 kbit/s and 48 kHz, the only rate that it has.
+            metadata: into Matroska tags.
 
         Raises:
             EncodingFailed: wrong frames or options, or ffmpeg failed.
@@ -57,10 +59,12 @@ class WebM:
         options = (
             *("-c:v", "libvpx-vp9", "-b:v", "0", *quality_options(_QUALITY, spec)),  # 0: crf alone decides
             *("-row-mt", "1", "-threads", str(THREADS), "-pix_fmt", "yuv420p", *BT709),
-            *(*REPRODUCIBLE, "-f", "webm"),
+            *("-c:a", "libopus", "-b:a", "128k", "-ar", "48000", *REPRODUCIBLE, "-f", "webm"),
         )
         pictures = (frame.tobytes() for frame in frames)
-        encode_raw(pictures, options, path, pix_fmt="rgb24", size=(width, height), rate=frame_rate(spec.fps))
+        rate = frame_rate(spec.fps)
+        size = (width, height)
+        encode_raw(pictures, options, path, pix_fmt="rgb24", size=size, rate=rate, audio=audio, metadata=metadata)
 
 
 FORMAT: Format = WebM()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: The earliest time that a zip file can say: the same frames give the same bytes on any day.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _PNG_LEVEL = 1
+_LONGEST_COMMENT = 65535  # bytes; its length has 16 bits
 _READABLE = 0o100644 << 16  # rw-r--r--, or unzip makes files that nobody may read
 _UNIX = 3  # else ZipInfo writes the system that it runs on
 
@@ -48,6 +49,8 @@ class Zip:
             frames: uint8, shape (num_frames, height, width, 3), RGB.
             spec: neither fps nor quality has a meaning here.
             path: where to write; removed again on failure.
+            audio: left out, an archive of pictures is silent.
+            metadata: its "comment" becomes the archive's, unless it is longer than an archive's may be.
 
         Raises:
             EncodingFailed: wrong frames, or the file could not be written.
@@ -56,6 +59,9 @@ class Zip:
         with whole_file(path), ZipFile(path, "w", ZIP_STORED) as archive:
             for number, frame in enumerate(frames):
                 archive.writestr(_member(number), _png(frame))
+            comment = (metadata or {}).get("comment", "").encode("utf-8", "replace")
+            if len(comment) <= _LONGEST_COMMENT:
+                archive.comment = comment
 
 
 def _member(number: int) -> ZipInfo:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from zipfile import ZipFile
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 from scenes import decode, duration_s, frame_times, moving_gradient, psnr, still
 
 from polyreel.errors import EncodingFailed
-from polyreel.formats import Format, _ffmpeg, formats
+from polyreel.formats import Audio, Format, _ffmpeg, formats
 from polyreel.request import OutputSpec
 
 ALL = list(formats().values())
@@ -331,3 +335,112 @@ def wait_until(is_so) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "did not happen within 20 s"
         time.sleep(0.02)
+
+
+#: What a hostile prompt may look like inside metadata, and a receipt as it really is.
+ABOUT = {
+    "title": 'a "cat"; in=rain #1 \\ 雨\n[second line] 🦊',
+    "comment": json.dumps({"seed": 2**63 - 1, "prompts": [{"prompt": "雨; #=\\ \n🦊", "num_frames": 9}]}),
+}
+
+
+def comment_of(file: Path) -> str:
+    """Read the comment back with a reader that did not write it."""
+    if file.suffix == ".gif":
+        with Image.open(file) as picture:
+            return picture.info["comment"].decode()
+    if file.suffix == ".zip":
+        return ZipFile(file).comment.decode()
+    with av.open(str(file)) as container:
+        found = {name.lower(): text for name, text in container.metadata.items()}
+    assert found["title"] == ABOUT["title"]
+    return found["comment"]
+
+
+@each(ALL)
+def test_metadata_comes_back_as_it_was_written(form, tmp_path):
+    file = tmp_path / f"video.{form.extension}"
+    form.encode(moving_gradient(5), OutputSpec(form.name, 8), file, metadata=ABOUT)
+
+    assert comment_of(file) == ABOUT["comment"]
+    assert decode(file).shape == (5, 64, 64, 3)
+
+
+@each(ALL)
+def test_metadata_of_many_kilobytes_comes_back(form, tmp_path):
+    about = {**ABOUT, "comment": "0123456789" * 3000}
+    file = tmp_path / f"video.{form.extension}"
+    form.encode(moving_gradient(5), OutputSpec(form.name, 8), file, metadata=about)
+
+    assert comment_of(file) == about["comment"]
+
+
+@each(ALL)
+def test_the_same_frames_and_metadata_give_the_same_bytes(form, tmp_path):
+    digests = set()
+    for run in ("one", "two"):
+        file = tmp_path / f"{run}.{form.extension}"
+        form.encode(moving_gradient(5), OutputSpec(form.name, 8), file, metadata=ABOUT, audio=tone())
+        digests.add(hashlib.sha256(file.read_bytes()).hexdigest())
+
+    assert len(digests) == 1
+
+
+@each(ALL)
+def test_metadata_never_appears_on_a_command_line(form, tmp_path, monkeypatch):
+    commands = []
+    started = subprocess.Popen
+
+    def spy(command, **options):
+        commands.append(command)
+        return started(command, **options)
+
+    monkeypatch.setattr(_ffmpeg.subprocess, "Popen", spy)
+    form.encode(
+        moving_gradient(5), OutputSpec(form.name, 8), tmp_path / f"v.{form.extension}", metadata={"title": "secret"}
+    )
+
+    assert not any("secret" in word for command in commands for word in command)
+
+
+def tone(seconds: float = 0.625, channels: int = 2, sample_rate: int = 24000) -> Audio:
+    """A sine of 440 Hz, at half volume."""
+    times = np.arange(round(seconds * sample_rate)) / sample_rate
+    wave = 0.5 * np.sin(2 * np.pi * 440 * times)
+    return Audio(np.repeat(wave[:, None], channels, axis=1).astype(np.float32), sample_rate)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("name", ["mp4", "webm"])
+def test_sound_is_as_long_as_the_picture_and_sounds_like_it(name, channels, tmp_path):
+    file = tmp_path / f"video.{name}"
+    formats()[name].encode(moving_gradient(5), OutputSpec(name, 8), file, audio=tone(channels=channels))
+
+    with av.open(str(file)) as container:
+        stream = container.streams.audio[0]
+        samples = np.concatenate([frame.to_ndarray().mean(0) for frame in container.decode(stream)])
+        rate = stream.rate
+    assert decode(file).shape == (5, 64, 64, 3)
+    assert duration_s(file) == pytest.approx(0.625, abs=0.05)
+    assert len(samples) / rate == pytest.approx(0.625, abs=0.06)
+    spectrum = np.abs(np.fft.rfft(samples))
+    assert np.fft.rfftfreq(len(samples), 1 / rate)[spectrum.argmax()] == pytest.approx(440, abs=10)
+    assert np.abs(samples).max() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["gif", "zip"])
+def test_a_silent_format_leaves_sound_out(name, tmp_path):
+    with_sound, without = tmp_path / f"a.{name}", tmp_path / f"b.{name}"
+    formats()[name].encode(moving_gradient(5), OutputSpec(name, 8), with_sound, audio=tone())
+    formats()[name].encode(moving_gradient(5), OutputSpec(name, 8), without)
+
+    assert with_sound.read_bytes() == without.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["mp4", "webm"])
+def test_sound_of_the_wrong_shape_is_refused(name, tmp_path):
+    wrong = Audio(np.zeros(100, np.float32), 24000)
+
+    with pytest.raises(EncodingFailed, match=r"Audio must be a float32 array .* got float32 of shape \(100,\)"):
+        formats()[name].encode(moving_gradient(5), OutputSpec(name, 8), tmp_path / f"v.{name}", audio=wrong)
+    assert list(tmp_path.iterdir()) == []
