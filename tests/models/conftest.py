@@ -17,14 +17,48 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from models import Checkpoint, OnProgress, PreparedRequest, Progress, Video, families
 from models.tiny import TINY, build
 from polyreel.entries import Placement
-from polyreel.request import PromptSpan, VideoRequest
+from polyreel.request import ImageCondition, PromptSpan, VideoRequest
 
 #: Every tiny checkpoint and the family that runs it.
 FAMILY_OF = {name: tiny.family for name, tiny in TINY.items()}
 
 
+#: What each tiny checkpoint can do; `check` must say the same.
+TASKS_OF: dict[str, set[str]] = {
+    "wan-ti2v": {"t2v", "i2v", "upscale"},
+    "wan21": {"t2v", "upscale"},
+    "wan22-t2v": {"t2v", "upscale"},
+    "wan21-i2v": {"i2v", "first_last", "upscale"},
+    "wan22-i2v": {"i2v", "first_last", "upscale"},
+    "ltx": {"t2v", "i2v", "first_last", "keyframes", "upscale"},
+    "ltx-condition": {"t2v", "i2v", "first_last", "keyframes", "upscale"},
+    "ltx2": {"t2v", "i2v", "first_last", "keyframes", "upscale"},
+    "ltx23": {"t2v", "i2v", "first_last", "keyframes", "upscale"},
+    "animatediff": {
+        *("t2v", "i2v", "first_last", "keyframes", "upscale"),
+        *("prompt_travel", "closed_loop", "embeddings", "improved_sampling"),
+    },
+}
+
+
 def unwatched(progress: Progress) -> None:
     """Take the progress and do nothing with it."""
+
+
+def picture(height: int = 48, width: int = 80, seed: int = 7) -> np.ndarray:
+    """A smooth RGB picture, uint8 of shape (height, width, 3)."""
+    corners = np.random.default_rng(seed).uniform(0, 255, (2, 2, 3))
+    rows, columns = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
+    top = corners[0, 0] * (1 - columns) + corners[0, 1] * columns
+    bottom = corners[1, 0] * (1 - columns) + corners[1, 1] * columns
+    return (top * (1 - rows) + bottom * rows).astype(np.uint8)
+
+
+def with_pictures(request: VideoRequest, *frame_indices: int) -> PreparedRequest:
+    """Return a request whose frames of these numbers are to show a picture each."""
+    images = tuple(ImageCondition(f"in/{n}.png", index) for n, index in enumerate(frame_indices))
+    pictures = tuple(picture(seed=7 + n) for n in range(len(images)))
+    return PreparedRequest(replace(request, images=images), images=pictures)
 
 
 @dataclass
@@ -39,6 +73,12 @@ class Loaded:
     def __post_init__(self) -> None:
         self.family = families()[FAMILY_OF[self.name]]
 
+    def prepared(self, request: VideoRequest | PreparedRequest) -> PreparedRequest:
+        """Return a request as it can run here: a checkpoint that starts from a picture gets one for a bare request."""
+        if isinstance(request, PreparedRequest):
+            return request
+        return PreparedRequest(request) if "t2v" in TASKS_OF[self.name] else with_pictures(request, 0)
+
     @property
     def pipeline(self) -> Any:
         """The diffusers pipeline."""
@@ -47,9 +87,8 @@ class Loaded:
     def videos(
         self, requests: list[VideoRequest | PreparedRequest], on_progress: OnProgress = unwatched
     ) -> list[Video]:
-        """Generate in one call; a bare request refers to nothing."""
-        prepared = [r if isinstance(r, PreparedRequest) else PreparedRequest(r) for r in requests]
-        return self.family.generate(self.model, prepared, on_progress)
+        """Generate in one call."""
+        return self.family.generate(self.model, [self.prepared(request) for request in requests], on_progress)
 
     def generate(self, request: VideoRequest | PreparedRequest, on_progress: OnProgress = unwatched) -> np.ndarray:
         """Generate one video and return its frames."""
