@@ -108,13 +108,24 @@ class Placement(BaseModel):
 
 
 class Cost(BaseModel):
-    """What a job of this entry needs, as measured or computed for the published checkpoint; zeros are not known.
+    """What a model needs of the device's memory; zeros are not known and count nothing.
+
+    `polyreel.admission` adds it up: weights + the larger of denoising and decoding. So each figure of the two is what
+    they take beside the weights.
 
     Args:
-        weights_gb: of all components together in the entry's dtypes, 1e9 bytes.
-        largest_gb: of the largest single component, which is what must fit under cpu_offload.
-        mb_per_1k_tokens: memory of denoising beside the weights, 1e6 bytes per 1,000 latent tokens.
-        mb_per_megapixel: memory of decoding, 1e6 bytes per million pixels of a frame.
+        weights_gb: all components together in the dtypes that they run in, 1e9 bytes. From the sizes of the
+            safetensors files, times 2 where files of 2 bytes a value run in float32 (Wan's VAE), half where it is
+            the other way round.
+        largest_gb: the largest single component in the same unit: what must fit under "cpu_offload".
+        mb_per_1k_tokens: peak of denoising per 1,000 latent tokens (see `Geometry`), 1e6 bytes, with guidance. Measured
+            as (peak - weights) / tokens; it hardly depends on the number of tokens while attention is not
+            materialised.
+        mb_per_megapixel: peak of decoding per million pixels of the whole video (frames x height x width), 1e6 bytes.
+            All of it where the VAE decodes the video at once (LTX, AnimateDiff); where it goes frame by frame (Wan),
+            what the finished frames take: about 24 (float32 RGB, held twice).
+        mb_per_frame_megapixel: peak of decoding per million pixels of one frame, 1e6 bytes, where the VAE goes frame by
+            frame (Wan); else 0.
     """
 
     model_config = _Strict
@@ -122,19 +133,35 @@ class Cost(BaseModel):
     largest_gb: Annotated[float, Field(ge=0)] = 0
     mb_per_1k_tokens: Annotated[float, Field(ge=0)] = 0
     mb_per_megapixel: Annotated[float, Field(ge=0)] = 0
+    mb_per_frame_megapixel: Annotated[float, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_component_is_no_more_than_all(self) -> Cost:
+        if self.largest_gb > self.weights_gb:
+            raise ValueError("largest_gb is over weights_gb, of which it is a part")
+        return self
 
 
 class Geometry(BaseModel):
-    """How a video becomes latent tokens: `ceil` of each side divided by these, frames after the first one.
+    """How a video becomes latent tokens, and how the work of one denoising step grows with their number.
+
+    tokens = (1 + ceil((num_frames - 1) / frames)) x ceil(height / pixels) x ceil(width / pixels)
 
     Args:
-        frames: frames per latent frame; 0 is an entry whose size is not known to the admission.
-        pixels: pixels of a side per token.
+        frames: frames per latent frame after the first one: the VAE's temporal compression. Wan 4, LTX 8,
+            AnimateDiff 1. 0 is not known: tokens are not counted.
+        pixels: pixels of a side per token: the VAE's spatial compression x the patch of the transformer. Wan 2.1 and
+            A14B 16 (8 x 2), TI2V-5B 32 (16 x 2), LTX 32 (32 x 1), AnimateDiff 8.
+        attention_tokens: how many tokens make self-attention as much work as the rest of a block. The linear layers
+            of a DiT block take 2N(6d^2 + 2 d ffn) FLOP, self-attention 4N^2 d, so this is 3 d + ffn for width d:
+            Wan 1.3B 13,568 (d 1536, ffn 8960), LTX-Video 2B 14,336 (2048, 8192). 0 leaves it out, as for
+            AnimateDiff, whose attention does not see all tokens at once.
     """
 
     model_config = _Strict
     frames: Annotated[int, Field(ge=0)] = 0
     pixels: Annotated[int, Field(ge=1)] = 1
+    attention_tokens: Annotated[int, Field(ge=0)] = 0
 
 
 class ServedModel(BaseModel):
@@ -160,6 +187,7 @@ class ServedModel(BaseModel):
         licence: SPDX id or name, for `polyreel models`.
         licence_url: page where the licence of gated weights is accepted.
         download_gb: size of the download, 1e9 bytes; 0 is not known.
+        geometry, cost: what admission needs to know; see there.
         names: dialect name to the public names by which its clients call this entry.
     """
 
