@@ -44,7 +44,7 @@ class Size:
     width: int
 
     def __str__(self) -> str:
-        return f"{self.num_frames} frames of {self.width}x{self.height}"
+        return f"{self.num_frames} frame{'s' if self.num_frames > 1 else ''} of {self.width}x{self.height}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def tokens(entry: ServedModel, num_frames: int, height: int, width: int) -> int:
     Args:
         num_frames, height, width: as asked; the family generates at the next size that its latents can have.
 
-    Source: "tokens N" in the table of FLOP per step in docs/models.md; Wan 2.1 at 81 x 480 x 832 has 21 x 30 x 52.
+    Example: Wan 2.1 at 81 frames of 832x480 has 21 x 30 x 52 = 32,760.
     """
     per_latent, side = entry.geometry.frames, entry.geometry.pixels
     if not per_latent:
@@ -135,14 +135,14 @@ def memory_bytes(entry: ServedModel, size: Size, placement: Placement) -> int:
     """
     beside = max(_denoising_bytes(entry, size), _decoding_bytes(entry, size, placement))
     weights = weights_bytes(entry, placement)
-    return int(max(weights, beside) if placement.mode.endswith("offload") else weights + beside)
+    return round(max(weights, beside) if placement.mode.endswith("offload") else weights + beside)
 
 
 def weights_bytes(entry: ServedModel, placement: Placement) -> int:
     """Return how much of the device's memory the weights take at once under a placement, bytes."""
     cost = entry.cost
     at_once = {"cpu_offload": cost.largest_gb, "group_offload": cost.largest_gb * _GROUP_SHARE}
-    return int(at_once.get(placement.mode, cost.weights_gb) * 1e9 * (_FP8_SHARE if placement.fp8 else 1))
+    return round(at_once.get(placement.mode, cost.weights_gb) * 1e9 * (_FP8_SHARE if placement.fp8 else 1))
 
 
 def least(placement: Placement) -> Placement:
@@ -157,6 +157,11 @@ def least(placement: Placement) -> Placement:
     )
 
 
+def needed_bytes(entry: ServedModel, request: VideoRequest) -> int:
+    """Return the least memory of a device that a request needs, bytes; 0 when nothing is known."""
+    return _needed(entry, passes(request))
+
+
 def check_fits(entry: ServedModel, request: VideoRequest, device_bytes: int) -> None:
     """Refuse what a device of this much memory cannot hold.
 
@@ -167,18 +172,13 @@ def check_fits(entry: ServedModel, request: VideoRequest, device_bytes: int) -> 
         InvalidRequest: names the largest number of frames at this size, and the largest size of this shape at this
             number of frames, that would fit.
     """
-    needed = _needed(entry, passes(request))
+    needed = needed_bytes(entry, request)
     if needed > device_bytes - RESERVED_BYTES:
         raise InvalidRequest(
             f"{_asked(request)} would need about {_gb(needed + RESERVED_BYTES)} GB of memory on {request.model}, "
             f"and the largest GPU that serves it here has {_gb(device_bytes)} GB. "
             f"{what_fits(entry, request, device_bytes)}"
         )
-
-
-def is_known_to_fit(entry: ServedModel, request: VideoRequest, device_bytes: int) -> bool:
-    """Return whether the estimate says that a request fits, in the least placement that the entry allows."""
-    return _needed(entry, passes(request)) <= device_bytes - RESERVED_BYTES
 
 
 def what_fits(entry: ServedModel, request: VideoRequest, device_bytes: int) -> str:
@@ -249,7 +249,8 @@ def _needed(entry: ServedModel, sizes: list[Size]) -> int:
 
 
 def _denoising_bytes(entry: ServedModel, size: Size) -> float:
-    return tokens(entry, size.num_frames, size.height, size.width) / 1e3 * entry.cost.mb_per_1k_tokens * 1e6
+    # 1e6 bytes per 1,000 tokens is 1,000 bytes per token.
+    return tokens(entry, size.num_frames, size.height, size.width) * entry.cost.mb_per_1k_tokens * 1e3
 
 
 def _decoding_bytes(entry: ServedModel, size: Size, placement: Placement) -> float:

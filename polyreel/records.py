@@ -5,6 +5,7 @@
     polyreel:number:{n}     the job id behind a whole-number id (ModelsLab's clients want integers)
     polyreel:worker:{name}  what a live worker says of itself, JSON; expires when it stops beating
     polyreel:seconds        hash, model name to the moving mean of its seconds per job
+    polyreel:rates          hash, model name to the moving mean of its `polyreel.admission.Rates`, JSON
     polyreel:counts         hash of counters, see `polyreel.metrics`
 
 Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a write that carries an older fence
@@ -24,19 +25,24 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
+from polyreel.admission import Rates
 from polyreel.errors import QueueUnavailable, TooManyJobs
 from polyreel.job import MAX_ATTEMPTS, JobStatus, VideoJob
 
 OPEN = "polyreel:open"
 SECONDS = "polyreel:seconds"
+RATES = "polyreel:rates"
 WORKER_PREFIX = "polyreel:worker:"
+
+#: How far a mean moves towards the newest measurement, 0..1.
+_NEWEST = 0.3
 
 #: A worker that has not beaten for this long is dead, seconds.
 HEARTBEAT_TTL_S = 15
@@ -269,24 +275,39 @@ class Records:
         said = self.client.get(f"{WORKER_PREFIX}{worker}")
         return said is not None and json.loads(str(said)).get("job", job_id) == job_id
 
-    def learn_seconds(self, model: str, seconds: float) -> None:
-        """Move a model's mean seconds per job towards the newest measurement."""
+    def learn_seconds(self, model: str, seconds: float, rates: Rates | None = None) -> None:
+        """Move a model's mean seconds per job, and its rates, towards the newest measurement.
+
+        Two workers that learn at once may lose one measurement of the two, which the next one makes good.
+        """
         before = self.client.hget(SECONDS, model)
-        mean = seconds if before is None else 0.7 * float(before) + 0.3 * seconds
+        mean = seconds if before is None else (1 - _NEWEST) * float(before) + _NEWEST * seconds
         self.client.hset(SECONDS, model, f"{mean:.3f}")
+        if rates:
+            known = parse_rates(self.client.hget(RATES, model))
+            self.client.hset(RATES, model, json.dumps(asdict(known.towards(rates, _NEWEST) if known else rates)))
 
 
-def estimate_s(job: VideoJob, mean_s: float | None, ahead: int) -> int:
+def parse_rates(text: object) -> Rates | None:
+    """Read what `learn_seconds` wrote of a model; None before its first job, and for what cannot be read."""
+    try:
+        return Rates(**json.loads(str(text))) if text else None
+    except (TypeError, ValueError):
+        return None
+
+
+def estimate_s(job: VideoJob, mean_s: float | None, ahead: int, own_s: float | None = None) -> int:
     """Return the whole seconds until a job ends, 0 when it has ended.
 
     Args:
         mean_s: measured seconds per job of its model; None before the first one, then 10 is assumed.
-        ahead: unfinished jobs before it.
+        ahead: unfinished jobs before it, each of which takes the mean.
+        own_s: what this job takes by its own work and the model's measured rates; None takes the mean too.
     """
     if job.status.is_terminal:
         return 0
     mean = mean_s or 10.0
-    return max(1, round(mean * (1 - job.progress / 100) + mean * ahead))
+    return max(1, round((own_s or mean) * (1 - job.progress / 100) + mean * ahead))
 
 
 def hidden_from(stored: StoredJob | None, owner: str) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import redis.asyncio
 from fastapi import Request
@@ -14,6 +14,7 @@ from redis.driver_info import DriverInfo
 from starlette.concurrency import run_in_threadpool
 
 import polyreel
+from polyreel.admission import check_fits, needed_bytes, work
 from polyreel.catalogue import Catalogue
 from polyreel.errors import UnknownJob
 from polyreel.formats import formats
@@ -24,6 +25,7 @@ from polyreel.queue import Queue
 from polyreel.records import (
     BRIEF_TIMEOUTS,
     OPEN,
+    RATES,
     SECONDS,
     WORKER_PREFIX,
     StoredJob,
@@ -32,6 +34,7 @@ from polyreel.records import (
     hidden_from,
     job_key,
     parse,
+    parse_rates,
     redis_errors,
 )
 from polyreel.request import VideoRequest
@@ -41,6 +44,17 @@ from polyreel.storage import Storage
 #: A waiting route looks at the record after the shortest pause first, then after a twentieth of the time it has waited
 #: already, and never later than the longest, seconds: nobody waits 5 % longer than needed, and a look costs little.
 _SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.25
+
+#: For how long a submit believes what the workers last said of their devices, seconds: finding them is a scan.
+_DEVICES_S = 5.0
+
+
+@dataclass
+class _Devices:
+    """What the live workers last said of themselves, and when it was read, by our clock."""
+
+    read_at: float = -_DEVICES_S
+    said: list[dict[str, object]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,7 @@ class Services:
     signer: LinkSigner
     queue: Queue
     reader: redis.asyncio.Redis
+    _devices: _Devices = field(default_factory=_Devices)
 
     async def submit(
         self, request: VideoRequest, *, dialect: str, owner: str, vendor: dict[str, object] | None = None
@@ -66,14 +81,37 @@ class Services:
         """Acknowledge a job: once this returns, it will run.
 
         Raises:
-            InvalidRequest: more than the model's entry allows, or what it cannot do. Asked here, not in each dialect:
-                all pass here, also those whose own documented ranges allow more.
+            InvalidRequest: more than the model's entry allows, what it cannot do, or more than the largest device that
+                serves it can hold. Asked here, not in each dialect: all pass here, also those whose own documented
+                ranges allow more.
             TooManyJobs, QueueUnavailable: nothing was acknowledged.
         """
         request = self.catalogue.admit(request)
+        await self._check_fits(request)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=owner, extensions=extensions, vendor=dict(vendor or {}))
         return await run_in_threadpool(self.queue.submit, job)
+
+    async def _check_fits(self, request: VideoRequest) -> None:
+        entry = self.catalogue[request.model]
+        if not needed_bytes(entry, request):
+            return
+        device_bytes = await self._largest_device(request.model)
+        if device_bytes is not None:
+            check_fits(entry, request, device_bytes)
+
+    async def _largest_device(self, model: str) -> int | None:
+        """Return the memory of the largest device that serves a model now; None when no limit is known.
+
+        None is also when nobody serves it, which a worker that is still starting may change, and when one who does
+        names no limit (a CPU).
+        """
+        now = time.monotonic()
+        if now - self._devices.read_at > _DEVICES_S:
+            self._devices.read_at, self._devices.said = now, await self.workers()
+        sizes = [said.get("memory_bytes") for said in self._devices.said if model in _listed(said.get("models"))]
+        known = [size for size in sizes if isinstance(size, int)]
+        return max(known) if known and len(known) == len(sizes) else None
 
     async def get(self, job_id: str, owner: str) -> StoredJob:
         """Return a record of this owner by uuid, or by its whole number.
@@ -106,7 +144,10 @@ class Services:
         with redis_errors():
             ahead = await self.reader.zcount(OPEN, "-inf", f"({job.created_at}")
             mean = await self.reader.hget(SECONDS, job.request.model)
-        return estimate_s(job, float(mean) if mean else None, ahead)
+            rates = parse_rates(await self.reader.hget(RATES, job.request.model))
+        entry = self.catalogue.models.get(job.request.model)  # an older job's model may not be served any more
+        own_s = work(entry, job.request).seconds(rates) if entry and rates else None
+        return estimate_s(job, float(mean) if mean else None, ahead, own_s)
 
     async def workers(self) -> list[dict[str, object]]:
         """Return what each live worker says of itself."""
@@ -135,6 +176,10 @@ class Services:
                 return file.read()
 
         return await run_in_threadpool(read)
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
 
 
 def connect_reader(url: str) -> redis.asyncio.Redis:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from redis.connection import UnixDomainSocketConnection
 
+from polyreel.admission import Rates
 from polyreel.broker import EmbeddedBroker
 from polyreel.errors import TooManyJobs
 from polyreel.job import JobStatus, VideoJob
-from polyreel.records import OPEN, Records, StoredJob, connect, estimate_s, hidden_from, patient_retry
+from polyreel.records import OPEN, Records, StoredJob, connect, estimate_s, hidden_from, parse_rates, patient_retry
 from tests.core.jobs import queued
 
 ENDS = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
@@ -309,6 +310,18 @@ def test_the_estimate_counts_what_is_left_and_what_is_ahead(
     status: JobStatus, progress: int, mean_s: float | None, ahead: int, seconds: int
 ) -> None:
     assert estimate_s(queued(status=status, progress=progress), mean_s, ahead) == seconds
+
+
+def test_a_jobs_own_seconds_replace_the_mean_for_itself_alone() -> None:
+    assert estimate_s(queued(progress=50), 30.0, 2, own_s=8.0) == 64
+    assert estimate_s(queued(), None, 0, own_s=8.0) == 8
+
+
+def test_a_models_rates_move_towards_the_newest(records: Records) -> None:
+    records.learn_seconds("ltx", 10.0, Rates(1.0, 10.0))
+    records.learn_seconds("ltx", 10.0, Rates(2.0, 20.0))
+    records.learn_seconds("ltx", 10.0)  # nothing to learn from
+    assert parse_rates(records.client.hget("polyreel:rates", "ltx")) == Rates(pytest.approx(1.3), pytest.approx(13.0))
 
 
 def test_somebody_elses_job_reads_like_none() -> None:
