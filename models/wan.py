@@ -1,26 +1,48 @@
-"""Wan 2.1 and 2.2 text to video, the TI2V layout of 2.2 included.
+"""Wan 2.1 and 2.2: text to video, pictures for the first and last frame, and upscaling by a second pass.
 
-Checkpoints are folders in diffusers layout whose `model_index.json` says WanPipeline (Wan-AI/Wan2.1-T2V-1.3B-Diffusers,
-Wan2.2-T2V-A14B-Diffusers, Wan2.2-TI2V-5B-Diffusers). Frames come as 4k + 1; sizes in multiples of 16, or of 32 for
-TI2V, whose VAE compresses twice as much.
+Checkpoints are folders in diffusers layout. Their `model_index.json` says which layout they are of:
+
+| `_class_name` | further | such as |
+|---|---|---|
+| WanPipeline | | Wan-AI/Wan2.1-T2V-1.3B-Diffusers, -14B |
+| WanPipeline | transformer_2, boundary_ratio | Wan-AI/Wan2.2-T2V-A14B-Diffusers |
+| WanPipeline | expand_timesteps | Wan-AI/Wan2.2-TI2V-5B-Diffusers: text, or a picture for the first frame |
+| WanImageToVideoPipeline | image_encoder | Wan-AI/Wan2.1-I2V-14B-480P-Diffusers, -720P, Wan2.1-FLF2V-14B-720P |
+| WanImageToVideoPipeline | transformer_2, boundary_ratio | Wan-AI/Wan2.2-I2V-A14B-Diffusers |
+
+Frames come as 4k + 1; sizes in multiples of 16, or of 32 for TI2V, whose VAE compresses twice as much. What is too
+much is cut off: frames at the end, pixels at the borders. With a picture for the last frame the end cannot go: then
+as many frames are left out between the first and the last, evenly (24 of 25 frames: the 13th), and `Video.made` says
+which. Two transformers are guided by the same `guidance_scale`.
 
 Source: Wan, arXiv 2503.20314; https://huggingface.co/docs/diffusers/api/pipelines/wan
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import wraps
 from math import lcm
+from typing import Any
+
+import numpy as np
 
 from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video
 from models._geometry import legal_frames, round_up
 from models._load import check_folder, load_model
+from models._pictures import cover, enlarge
 from models._progress import Meter
 from models._run import finish, generators, only_prompt, run_batches, run_pipeline
+from models._second_pass import SecondPassPipeline, num_steps
 from models.loaded import LoadedModel
 from polyreel.entries import Placement, Task
+from polyreel.errors import CheckpointUnavailable, InvalidRequest, NotServedYet
+from polyreel.request import PromptSpan, VideoRequest
 
-_CLASSES = frozenset({"WanPipeline"})
+_TEXT, _IMAGE = "WanPipeline", "WanImageToVideoPipeline"
+_CLASSES = frozenset({_TEXT, _IMAGE})
 
 
 class Wan:
@@ -29,53 +51,221 @@ class Wan:
     name = "wan"
 
     def check(self, checkpoint: Checkpoint) -> frozenset[Task]:
-        check_folder(checkpoint.path, _CLASSES)
-        return frozenset({"t2v"})
+        class_name = check_folder(checkpoint.path, _CLASSES)
+        index = _read(checkpoint, "model_index.json")
+        transformer = _read(checkpoint, "transformer/config.json")
+        _check_transformers(checkpoint, index)
+        return _tasks(class_name, bool(index.get("expand_timesteps")), transformer)
 
     def load(self, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
-        # Wan's VAE is meant to run in float32; in bfloat16 the frames show blocks and wrong colours.
-        return load_model(checkpoint, _CLASSES, device=device, dtype=dtype, placement=placement, float32=("vae",))
+        tasks = self.check(checkpoint)
+        model = load_model(
+            checkpoint,
+            _CLASSES,
+            device=device,
+            dtype=dtype,
+            placement=placement,
+            # Wan's VAE is meant to run in float32; in bfloat16 the frames show blocks and wrong colours.
+            float32=("vae",),
+            prepare=_join_pictures,
+        )
+        model.keep["tasks"] = tasks
+        return model
 
     def generate(self, model: LoadedModel, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
         return run_batches(
             model,
             requests,
             on_progress,
-            steps=lambda request: request.num_inference_steps,
+            steps=lambda request: request.num_inference_steps + num_steps(request.upscale),
             run=lambda batch, meter: self._generate(model, batch, meter),
         )
 
     def _generate(self, model: LoadedModel, batch: list[PreparedRequest], meter: Meter) -> list[Video]:
-        pipeline, request = model.pipeline, batch[0].request
-        vertical, horizontal = self._multiples(pipeline)
+        request, upscale = batch[0].request, batch[0].request.upscale
+        pictures = _pictures(batch[0], model.keep["tasks"])
+        pipeline = _pipeline(model, with_pictures=bool(pictures))
+        vertical, horizontal = _multiples(pipeline)
         num_frames = legal_frames(request.num_frames, pipeline.vae_scale_factor_temporal)
-        frames = run_pipeline(
-            model,
+        own_generators = generators(batch)
+
+        def denoise(pipeline: Pipeline, height: int, width: int, **arguments: Any) -> Any:
+            arguments |= {name: cover(picture, height, width) for name, picture in pictures.items()}
+            return run_pipeline(
+                model,
+                pipeline,
+                meter,
+                generator=own_generators,
+                scheduler={},
+                decoder_calls=(num_frames - 1) // pipeline.vae_scale_factor_temporal + 1,
+                prompt=[only_prompt(prepared.request, "Wan") for prepared in batch],
+                negative_prompt=[prepared.request.negative_prompt for prepared in batch],
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                output_type="np",
+                **arguments,
+            ).frames  # (B, F, H, W, 3), float32, 0..1
+
+        height, width = round_up(request.height, vertical), round_up(request.width, horizontal)
+        videos = denoise(
             pipeline,
-            meter,
-            generator=generators(batch),
-            scheduler={},
-            decoder_calls=(num_frames - 1) // pipeline.vae_scale_factor_temporal + 1,
-            prompt=[only_prompt(prepared.request, "Wan") for prepared in batch],
-            negative_prompt=[prepared.request.negative_prompt for prepared in batch],
-            num_frames=num_frames,
-            height=round_up(request.height, vertical),
-            width=round_up(request.width, horizontal),
+            height,
+            width,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
-            output_type="np",
-        ).frames  # (B, F, H, W, 3), float32, 0..1
-        return [Video(finish(video, prepared.request)) for video, prepared in zip(frames, batch, strict=True)]
+        )
+        made = _made(pipeline, request, num_frames, height, width)
+        kept: slice | list[int] = slice(request.num_frames)
+        if "last_image" in pictures:
+            kept = spread(num_frames, request.num_frames)
+            if num_frames > request.num_frames:
+                made["left_out_frames"] = sorted(set(range(num_frames)) - set(kept))
+        if upscale is None:
+            return [Video(finish(video[kept], request), made=dict(made)) for video in videos]
 
-    def _multiples(self, pipeline: Pipeline) -> tuple[int, int]:
-        """Return what height and width are multiples of: one patch of the transformer, seen in pixels.
+        # A request with `upscale` is always alone in its batch.
+        small = finish(videos[0], _first_pass(request, num_frames))  # (F, height, width, 3), uint8
+        steps = num_steps(upscale)
+        if steps == 0:
+            return [Video(enlarge(small[kept], upscale.height, upscale.width), made=made)]
+        height, width = round_up(upscale.height, vertical), round_up(upscale.width, horizontal)
+        video = denoise(
+            SecondPassPipeline(pipeline, enlarge(small, height, width), steps),
+            height,
+            width,
+            num_inference_steps=upscale.num_inference_steps,
+            guidance_scale=upscale.guidance_scale,
+        )[0]
+        made["passes"] = 2
+        made["second_pass"] = {"num_inference_steps": steps, "height": height, "width": width}
+        return [Video(finish(video[kept], request), made=made)]
 
-        The pipeline itself checks for 16 only and floors to the patch in silence: 80 would become 64 for TI2V.
-        """
-        transformer = pipeline.transformer if pipeline.transformer is not None else pipeline.transformer_2
-        _, patch_height, patch_width = transformer.config.patch_size
-        scale = pipeline.vae_scale_factor_spatial
-        return lcm(16, scale * patch_height), lcm(16, scale * patch_width)
+
+def spread(made: int, wanted: int) -> list[int]:
+    """Return which of `made` frames to deliver when the first and the last must stay: `wanted`, evenly spread.
+
+    Args:
+        made: frames that the model made.
+        wanted: 2..made.
+    """
+    return [int(index) for index in np.linspace(0, made - 1, wanted).round()]
+
+
+def _read(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """Read one of a checkpoint's json files."""
+    path = checkpoint.path / name
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+    except (OSError, ValueError) as err:
+        raise CheckpointUnavailable(f"{path} is missing or damaged; fetch it again.") from err
+
+
+def _check_transformers(checkpoint: Checkpoint, index: dict[str, Any]) -> None:
+    """Refuse one transformer of two, and two of which one would never be used."""
+    has_second = (index.get("transformer_2") or [None])[0] is not None
+    ratio = index.get("boundary_ratio")
+    if has_second != (ratio is not None):
+        raise CheckpointUnavailable(
+            f"{checkpoint.path / 'model_index.json'} has boundary_ratio {ratio} and "
+            f"{'a' if has_second else 'no'} transformer_2; both belong together, fetch it again."
+        )
+
+
+def _tasks(class_name: str, expand_timesteps: bool, transformer: dict[str, Any]) -> frozenset[Task]:
+    """Return what a layout can do; `transformer` is its configuration."""
+    if class_name == _TEXT:
+        # TI2V writes the picture over the first latent frame and has no place for a last one.
+        return frozenset({"t2v", "i2v", "upscale"}) if expand_timesteps else frozenset({"t2v", "upscale"})
+    if transformer.get("pos_embed_seq_len"):
+        # FLF2V: its position embedding is for the tokens of two pictures, no fewer.
+        return frozenset({"first_last", "upscale"})
+    return frozenset({"i2v", "upscale"}) if expand_timesteps else frozenset({"i2v", "first_last", "upscale"})
+
+
+def _join_pictures(pipeline: Pipeline) -> None:
+    """Let Wan 2.1 I2V attend to two pictures: their CLIP tokens side by side, as FLF2V has them.
+
+    The pipeline stacks the pictures as samples of a batch, which only FLF2V's position embedding turns into tokens of
+    one; without it the call fails. The checkpoint takes any number of tokens, but was published for one picture:
+    how good its last frames are was not looked at.
+    """
+    config = pipeline.transformer.config
+    if config.image_dim is None or config.pos_embed_seq_len:
+        return
+    encode_image = pipeline.encode_image
+
+    @wraps(encode_image)
+    def encode_images_as_one(*args: Any, **kwargs: Any) -> Any:
+        embeds = encode_image(*args, **kwargs)  # (pictures, 257, image_dim)
+        return embeds.flatten(0, 1).unsqueeze(0)  # (1, pictures * 257, image_dim)
+
+    pipeline.encode_image = encode_images_as_one
+
+
+def _pictures(prepared: PreparedRequest, tasks: frozenset[Task]) -> dict[str, np.ndarray]:
+    """Return the pictures of a request under the pipeline's names for them: `image`, `last_image`, or none.
+
+    Raises:
+        NotServedYet: the checkpoint cannot do this.
+        InvalidRequest: two pictures for one frame.
+    """
+    request = prepared.request
+    frames = [image.frame_index + request.num_frames * (image.frame_index < 0) for image in request.images]
+    if len(set(frames)) < len(frames):
+        raise InvalidRequest(f"images has several pictures for one frame: {frames}; give one each.", field="images")
+    names: dict[tuple[int, ...], tuple[Task, tuple[str, ...]]] = {
+        (): ("t2v", ()),
+        (0,): ("i2v", ("image",)),
+        (0, request.num_frames - 1): ("first_last", ("image", "last_image")),
+    }
+    task, arguments = names.get(tuple(sorted(frames)), ("keyframes", ()))
+    if task not in tasks:
+        raise NotServedYet(
+            f"images: pictures for the frames {frames} are the task {task}, and this checkpoint does "
+            f"{', '.join(sorted(tasks))}; choose another model.",
+            field="images",
+        )
+    by_frame = dict(zip(frames, prepared.images, strict=True))
+    return dict(zip(arguments, (by_frame[frame] for frame in sorted(by_frame)), strict=True))
+
+
+def _pipeline(model: LoadedModel, *, with_pictures: bool) -> Pipeline:
+    """Return the pipeline class that runs a request, over the model's weights."""
+    if with_pictures and type(model.pipeline).__name__ != _IMAGE:
+        return model.variant(_IMAGE)
+    return model.pipeline
+
+
+def _multiples(pipeline: Pipeline) -> tuple[int, int]:
+    """Return what height and width are multiples of: one patch of the transformer, seen in pixels.
+
+    The pipeline itself checks for 16 only and floors to the patch in silence: 80 would become 64 for TI2V.
+    """
+    _, patch_height, patch_width = pipeline.transformer.config.patch_size
+    scale = pipeline.vae_scale_factor_spatial
+    return lcm(16, scale * patch_height), lcm(16, scale * patch_width)
+
+
+def _first_pass(request: VideoRequest, num_frames: int) -> VideoRequest:
+    """Return what the first pass delivers to the second: every frame that was made, not enlarged."""
+    return replace(request, prompts=(PromptSpan("", num_frames),), upscale=None)
+
+
+def _made(pipeline: Pipeline, request: VideoRequest, num_frames: int, height: int, width: int) -> dict[str, Any]:
+    """Return how a video's first pass was made. Plain JSON."""
+    scheduler = pipeline.scheduler.config
+    made: dict[str, Any] = {
+        "scheduler": type(pipeline.scheduler).__name__,
+        "flow_shift": scheduler.get("flow_shift", scheduler.get("shift")),
+        "passes": 1,
+    }
+    if pipeline.config.boundary_ratio is not None:
+        made["boundary_ratio"] = pipeline.config.boundary_ratio
+    if (num_frames, height, width) != (request.num_frames, request.height, request.width):
+        made["denoised"] = {"num_frames": num_frames, "height": height, "width": width}
+    return made
 
 
 FAMILY = Wan()
