@@ -1,38 +1,66 @@
 """AnimateDiff: Stable Diffusion 1.5 with a motion adapter; the family that takes several prompts in one video.
 
-Checkpoints are folders in diffusers layout whose `model_index.json` says AnimateDiffPipeline. Any number of frames,
-sizes in multiples of 8. One prompt and no more frames than the motion adapter knows run plainly; everything else
-runs under FreeNoise, which slides a window of 16 frames over the video.
+Any number of frames, sizes in multiples of 8. One prompt and no more frames than the motion adapter knows run plainly;
+everything else runs under FreeNoise.
 
-Sources: AnimateDiff, arXiv 2307.04725; FreeNoise, arXiv 2310.15169;
-https://huggingface.co/docs/diffusers/api/pipelines/animatediff
+A job is one pass or, upscaled, two: text to video, then video to video over the enlarged frames. Whatever a job changes
+about a pipeline (`_states`) is undone when its pass ends, however it ends.
+
+Sources: AnimateDiff, arXiv 2307.04725; https://huggingface.co/docs/diffusers/api/pipelines/animatediff
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import accumulate
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video
+from models._free_init import NUM_ITERATIONS, free_init
+from models._free_noise import free_noise, prompts_by_frame
 from models._geometry import round_up
+from models._held_pictures import HeldPictures, pictures_by_frame
 from models._load import check_folder, load_model
+from models._pictures import enlarge
 from models._progress import Meter
-from models._run import finish, generators, run_batches, run_pipeline
+from models._run import AfterStep, finish, generators, run_batches, run_pipeline
+from models._second_pass import num_steps
 from models.loaded import LoadedModel
 from polyreel.entries import Placement, Task
-from polyreel.request import VideoRequest
+from polyreel.request import Upscale, VideoRequest
+
+#: What every checkpoint of the family can do.
+TASKS: frozenset[Task] = frozenset(
+    {"t2v", "i2v", "first_last", "keyframes", "prompt_travel", "upscale", "improved_sampling"}
+)
 
 _CLASSES = frozenset({"AnimateDiffPipeline"})
 
-#: Frames that the motion adapters were trained on, and by how many the window moves on.
-CONTEXT_LENGTH, CONTEXT_STRIDE = 16, 4
+#: Frames that diffusers decodes at a time.
+_DECODED_AT_ONCE = 16
 
-#: Frames before a border in which one prompt fades into the next, at most; a quarter of the span when that is less.
-FADE_FRAMES = 2
 
-Tensor = Any  # torch is imported lazily
+@dataclass(frozen=True)
+class _Pass:
+    """One call of a pipeline.
+
+    Args:
+        pipeline: of the first or the second pass.
+        height, width: in pixels, multiples of what the VAE needs.
+        is_first: starts from noise.
+        arguments: those of the pipeline's own call that the other pass has not.
+    """
+
+    pipeline: Pipeline
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    is_first: bool
+    arguments: dict[str, Any] = field(default_factory=dict)  # Any: whatever the call takes
 
 
 class AnimateDiff:
@@ -42,7 +70,7 @@ class AnimateDiff:
 
     def check(self, checkpoint: Checkpoint) -> frozenset[Task]:
         check_folder(checkpoint.path, _CLASSES)
-        return frozenset({"t2v", "prompt_travel"})
+        return TASKS
 
     def load(self, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
         return load_model(checkpoint, _CLASSES, device=device, dtype=dtype, placement=placement, prepare=mend_clip_skip)
@@ -52,50 +80,181 @@ class AnimateDiff:
             model,
             requests,
             on_progress,
-            steps=lambda request: request.num_inference_steps,
+            steps=total_steps,
             run=lambda batch, meter: self._generate(model, batch, meter),
             # diffusers takes one prompt or a dict of prompts under FreeNoise, no list.
-            runs_alone=lambda request: self._needs_free_noise(model, request),
+            runs_alone=lambda request: _needs_free_noise(model.pipeline, request),
         )
 
     def _generate(self, model: LoadedModel, batch: list[PreparedRequest], meter: Meter) -> list[Video]:
+        generator = generators(batch)
         request = batch[0].request
-        if self._needs_free_noise(model, request):
-            with free_noise(model.pipeline, request.num_frames):
-                return self._run(model, batch, meter, prompt=prompts_by_frame(request))
-        return self._run(model, batch, meter, prompt=[p.request.prompts[0].prompt for p in batch])
+        one = _first_pass(model, request)
+        frames = self._run(model, batch, meter, one, generator)  # (B, F, H, W, 3), 0..1
+        made = _made(model, request, one)
+        if request.upscale is None:
+            videos = zip(frames, batch, strict=True)
+            return [Video(finish(video, prepared.request), made=dict(made)) for video, prepared in videos]
 
-    def _run(self, model: LoadedModel, batch: list[PreparedRequest], meter: Meter, *, prompt: Any) -> list[Video]:
-        pipeline, request = model.pipeline, batch[0].request
-        negative = [prepared.request.negative_prompt for prepared in batch]
-        frames = run_pipeline(
-            model,
-            pipeline,
-            meter,
-            generator=generators(batch),
-            scheduler={},
-            prompt=prompt,
-            negative_prompt=negative[0] if isinstance(prompt, dict) else negative,
-            num_frames=request.num_frames,
-            height=round_up(request.height, pipeline.vae_scale_factor),
-            width=round_up(request.width, pipeline.vae_scale_factor),
-            clip_skip=self._clip_skip(pipeline, request),
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            output_type="np",
-        ).frames  # (B, F, H, W, 3), float32, 0..1
-        return [Video(finish(video, prepared.request)) for video, prepared in zip(frames, batch, strict=True)]
+        # A request with `upscale` is always alone in its batch.
+        upscale = request.upscale
+        small = finish(frames[0], replace(request, upscale=None))  # (F, height, width, 3), uint8
+        if not num_steps(upscale):
+            return [Video(enlarge(small, upscale.height, upscale.width), made=made)]
+        one = _second_pass(model, upscale, small)
+        frames = self._run(model, batch, meter, one, generator)
+        made["passes"] = 2
+        made["second_pass"] = {"num_inference_steps": num_steps(upscale), "height": one.height, "width": one.width}
+        return [Video(finish(frames[0], request), made=made)]
 
-    def _needs_free_noise(self, model: LoadedModel, request: VideoRequest) -> bool:
-        longest: int = model.pipeline.unet.config.motion_max_seq_length
-        return len(request.prompts) > 1 or request.num_frames > longest
+    def _run(
+        self, model: LoadedModel, batch: list[PreparedRequest], meter: Meter, one: _Pass, generator: list[Any]
+    ) -> np.ndarray:
+        """Run one pass; return (B, F, H, W, 3), float32, 0..1."""
+        with ExitStack() as undo:
+            hooks = _states(undo, batch, one)
+            frames: np.ndarray = run_pipeline(
+                model,
+                one.pipeline,
+                meter,
+                generator=generator,
+                scheduler={},
+                after_step=_in_turn(hooks) if hooks else None,
+                tensor_inputs=("latents", "prompt_embeds"),
+                decoder_calls=-(-len(batch) * batch[0].request.num_frames // _DECODED_AT_ONCE),
+                **_arguments(batch, one),
+            ).frames
+        return frames
 
-    def _clip_skip(self, pipeline: Pipeline, request: VideoRequest) -> int | None:
-        """Return the layers to skip: n of 12 stops at layer 12 - n; all 12 leaves the embeddings of the tokens."""
-        if request.clip_skip is None:
-            return None
-        layers: int = pipeline.text_encoder.config.num_hidden_layers
-        return min(request.clip_skip, layers)
+
+def total_steps(request: VideoRequest) -> int:
+    """Return the denoising steps of a request over all passes and FreeInit iterations."""
+    iterations = 1 if request.improved_sampling_seed is None else NUM_ITERATIONS
+    return request.num_inference_steps * iterations + num_steps(request.upscale)
+
+
+def _first_pass(model: LoadedModel, request: VideoRequest) -> _Pass:
+    return _Pass(
+        model.pipeline,
+        height=round_up(request.height, model.pipeline.vae_scale_factor),
+        width=round_up(request.width, model.pipeline.vae_scale_factor),
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        is_first=True,
+        arguments={"num_frames": request.num_frames},
+    )
+
+
+def _second_pass(model: LoadedModel, upscale: Upscale, frames: np.ndarray) -> _Pass:
+    """Return the pass over frames of the first one, uint8 of shape (F, H, W, 3)."""
+    pipeline = model.variant("AnimateDiffVideoToVideoPipeline")
+    height = round_up(upscale.height, pipeline.vae_scale_factor)
+    width = round_up(upscale.width, pipeline.vae_scale_factor)
+    # diffusers runs int(strength * steps) of them; half a step more, or the product of floats might fall short by one.
+    strength = min(1.0, (num_steps(upscale) + 0.5) / upscale.num_inference_steps)
+    return _Pass(
+        pipeline,
+        height=height,
+        width=width,
+        num_inference_steps=upscale.num_inference_steps,
+        guidance_scale=upscale.guidance_scale,
+        is_first=False,
+        arguments={
+            "video": enlarge(frames, height, width)[None].astype(np.float32) / 255,  # (1, F, height, width, 3)
+            "strength": strength,
+        },
+    )
+
+
+def _arguments(batch: list[PreparedRequest], one: _Pass) -> dict[str, Any]:
+    """Return the arguments of a pass's call of its pipeline."""
+    request = batch[0].request
+    if _needs_free_noise(one.pipeline, request):
+        prompts: dict[str, Any] = {"prompt": prompts_by_frame(request), "negative_prompt": request.negative_prompt}
+    else:
+        prompts = {
+            "prompt": [prepared.request.prompts[0].prompt for prepared in batch],
+            "negative_prompt": [prepared.request.negative_prompt for prepared in batch],
+        }
+    return {
+        **prompts,
+        **one.arguments,
+        "height": one.height,
+        "width": one.width,
+        "clip_skip": _clip_skip(one.pipeline, request),
+        "num_inference_steps": one.num_inference_steps,
+        "guidance_scale": one.guidance_scale,
+        "output_type": "np",
+    }
+
+
+def _states(undo: ExitStack, batch: list[PreparedRequest], one: _Pass) -> list[AfterStep]:
+    """Bring a pass's pipeline into the states that its requests ask for; return what runs after each step, in order."""
+    request, pipeline = batch[0].request, one.pipeline
+    hooks: list[AfterStep] = []
+    if not one.is_first:
+        undo.enter_context(_same_vae_dtype(pipeline))
+    if _needs_free_noise(pipeline, request):
+        undo.enter_context(free_noise(pipeline, request.num_frames))
+    if one.is_first and request.improved_sampling_seed is not None:
+        undo.enter_context(free_init(pipeline, request.improved_sampling_seed))
+    if request.images:
+        pictures = HeldPictures(pipeline, pictures_by_frame(batch[0]), one.height, one.width)
+        undo.enter_context(pictures.on())
+        hooks.append(pictures.after_step)
+    return hooks
+
+
+def _in_turn(hooks: Sequence[AfterStep]) -> AfterStep:
+    """Return one hook that runs several, each with what those before it replaced."""
+
+    def after_step(pipeline: Pipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        replaced: dict[str, Any] = {}
+        for hook in hooks:
+            replaced |= hook(pipeline, step, timestep, {**tensors, **replaced})
+        return replaced
+
+    return after_step
+
+
+@contextmanager
+def _same_vae_dtype(pipeline: Pipeline) -> Iterator[None]:
+    """Bring the VAE back to its dtype: video to video encodes in float32, and an error there leaves it so."""
+    dtype = pipeline.vae.dtype
+    try:
+        yield
+    finally:
+        if pipeline.vae.dtype != dtype:
+            pipeline.vae.to(dtype)
+
+
+def _needs_free_noise(pipeline: Pipeline, request: VideoRequest) -> bool:
+    longest: int = pipeline.unet.config.motion_max_seq_length
+    return len(request.prompts) > 1 or request.num_frames > longest
+
+
+def _clip_skip(pipeline: Pipeline, request: VideoRequest) -> int | None:
+    """Return the layers to skip: n of 12 stops at layer 12 - n; all 12 leaves the embeddings of the tokens."""
+    if request.clip_skip is None:
+        return None
+    layers: int = pipeline.text_encoder.config.num_hidden_layers
+    return min(request.clip_skip, layers)
+
+
+def _made(model: LoadedModel, request: VideoRequest, first: _Pass) -> dict[str, Any]:
+    """Return how the first pass was made; see `models.Video`."""
+    made: dict[str, Any] = {
+        "scheduler": type(model.pipeline.scheduler).__name__,
+        "free_noise": _needs_free_noise(model.pipeline, request),
+        "passes": 1,
+    }
+    if (first.height, first.width) != (request.height, request.width):
+        made["denoised"] = {"num_frames": request.num_frames, "height": first.height, "width": first.width}
+    if request.improved_sampling_seed is not None:
+        made["free_init"] = {"iterations": NUM_ITERATIONS, "seed": request.improved_sampling_seed}
+    if request.images:
+        made["pictures"] = "replacement"
+    return made
 
 
 def mend_clip_skip(pipeline: Pipeline) -> None:
@@ -106,61 +265,6 @@ def mend_clip_skip(pipeline: Pipeline) -> None:
     if not hasattr(pipeline.text_encoder, "text_model"):
         # Set past torch's __setattr__: as a submodule it would contain itself.
         object.__setattr__(pipeline.text_encoder, "text_model", pipeline.text_encoder)
-
-
-def prompts_by_frame(request: VideoRequest) -> dict[int, str]:
-    """Return each prompt by the first frame that it governs, counted from 0."""
-    starts = accumulate((span.num_frames for span in request.prompts), initial=0)
-    return {start: span.prompt for start, span in zip(starts, request.prompts, strict=False)}
-
-
-def hold_then_fade(start_frame: int, end_frame: int, start_tensor: Tensor, end_tensor: Tensor) -> Tensor:
-    """Hold a prompt over its span and fade into the next one just before the border.
-
-    The default of diffusers moves from one prompt to the next over the whole span, so that a prompt is only seen
-    pure in its first frame.
-
-    Args:
-        start_frame, end_frame: first frame of this span and of the next one; both are in the answer.
-        start_tensor, end_tensor: embeddings of the two prompts, (1, tokens, channels).
-
-    Returns:
-        (end_frame - start_frame + 1, tokens, channels).
-    """
-    import torch
-
-    length = end_frame - start_frame
-    fade = min(FADE_FRAMES, length // 4)
-    share = [max(0.0, 1 - (length - frame) / (fade + 1)) for frame in range(length + 1)]  # of the next prompt
-    weights = torch.tensor(share, dtype=start_tensor.dtype, device=start_tensor.device)[:, None, None]
-    return (1 - weights) * start_tensor + weights * end_tensor  # (length + 1, tokens, channels)
-
-
-@contextmanager
-def free_noise(pipeline: Pipeline, num_frames: int) -> Iterator[None]:
-    """Run with FreeNoise, and leave the pipeline without it whatever happens: it is a state of the pipeline."""
-    window = min(CONTEXT_LENGTH, num_frames, pipeline.unet.config.motion_max_seq_length)
-    modules = [
-        module for block in _blocks(pipeline) if hasattr(block, "motion_modules") for module in block.motion_modules
-    ]
-    # FreeNoise replaces these by copies that know about windows; the originals come back as they were. The
-    # pipeline's own disable_free_noise() makes copies again, and fails on adapters without a motion mid block.
-    originals = [list(module.transformer_blocks) for module in modules]
-    try:
-        pipeline.enable_free_noise(
-            context_length=window, context_stride=CONTEXT_STRIDE, prompt_interpolation_callback=hold_then_fade
-        )
-        pipeline.unet.eval()  # the copies are made in training mode
-        yield
-    finally:
-        pipeline._free_noise_context_length = None
-        for module, blocks in zip(modules, originals, strict=True):
-            for position, block in enumerate(blocks):
-                module.transformer_blocks[position] = block
-
-
-def _blocks(pipeline: Pipeline) -> list[Any]:
-    return [*pipeline.unet.down_blocks, pipeline.unet.mid_block, *pipeline.unet.up_blocks]
 
 
 FAMILY = AnimateDiff()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.animatediff import hold_then_fade, prompts_by_frame
+from models._free_noise import hold_then_fade, prompts_by_frame
 from polyreel.errors import Cancelled
 from polyreel.request import PromptSpan
 
