@@ -5,9 +5,9 @@ like from outside: classes, compression of the VAE, patch size, channel layout, 
 sizes and frame counts obey the real rules and the production code loads and runs it. Only widths and depths are tiny.
 The pictures are abstract, and follow prompt and seed.
 
-`build("ltx", root)` gives a folder that loads like any other checkpoint. It is made once, under a lock, in a
-temporary folder that is renamed into place, so that any number of processes may ask at the same time and a killed
-one leaves nothing that looks finished.
+`build("ltx", root)` gives a folder that loads like any other checkpoint, `build("lora-ltx", root)` a LoRA file for it.
+Each is made once, under a lock, under a temporary name that is changed when it is complete, so that any number of
+processes may ask at the same time and a killed one leaves nothing that looks finished.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from models import Pipeline
 from models._load import quiet_libraries
 from models.tiny import animatediff, ltx, wan
+from models.tiny.adapters import ADAPTERS
 from polyreel.errors import CheckpointUnavailable, did_you_mean
 
 
@@ -56,40 +57,46 @@ def layout_version() -> str:
 
 
 def build(name: str, root: Path) -> Path:
-    """Return the folder of a tiny checkpoint below `root`, making it if it is not there yet.
+    """Return a tiny checkpoint or adapter below `root`, making it if it is not there yet.
 
     Args:
-        name: a key of `TINY`.
+        name: a key of `TINY` or `ADAPTERS`.
         root: folder for the tiny checkpoints; made if missing. Takes about 3 MB per checkpoint.
 
     Returns:
-        `root/NAME-VERSION`, in diffusers layout, complete.
+        `root/NAME-VERSION`, a complete folder in diffusers layout; `root/NAME-VERSION.safetensors` for an adapter.
 
     Raises:
         CheckpointUnavailable: there is no tiny checkpoint of this name, or `root` cannot be written.
     """
-    if name not in TINY:
+    known = [*TINY, *ADAPTERS]
+    if name not in known:
         raise CheckpointUnavailable(
-            f"There is no tiny checkpoint {name!r}.{did_you_mean(name, TINY)} Known: {', '.join(TINY)}."
+            f"There is no tiny checkpoint {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
         )
-    folder = root / f"{name}-{layout_version()}"
-    if folder.is_dir():
-        return folder
+    path = root / f"{name}-{layout_version()}{'.safetensors' if name in ADAPTERS else ''}"
+    if path.exists():
+        return path
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with (root / f".{folder.name}.lock").open("w") as lock:
+        with (root / f".{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the holder dies
-            if not folder.is_dir():
-                _build(name, folder)
+            if not path.exists():
+                _build(name, path)
     except OSError as err:
         raise CheckpointUnavailable(f"The tiny checkpoint {name} cannot be written to {root}: {err}.") from err
-    return folder
+    return path
 
 
-def _build(name: str, folder: Path) -> None:
-    """Make the checkpoint; the caller holds the lock of `folder`."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a builder that was killed
+def _build(name: str, path: Path) -> None:
+    """Make the checkpoint or adapter; the caller holds the lock of `path`."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
     quiet_libraries()
-    TINY[name].make().save_pretrained(unfinished, safe_serialization=True)
-    unfinished.rename(folder)
+    if name in ADAPTERS:
+        from safetensors.torch import save_file
+
+        save_file(ADAPTERS[name](), unfinished, metadata={"format": "pt"})
+    else:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a builder that was killed
+        TINY[name].make().save_pretrained(unfinished, safe_serialization=True)
+    unfinished.rename(path)
