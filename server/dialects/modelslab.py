@@ -7,6 +7,7 @@ and webhook pages. What we decided between them, and every field, is in `docs/co
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -33,7 +34,7 @@ from polyreel.errors import (
 )
 from polyreel.job import JobStatus, VideoJob
 from polyreel.records import StoredJob, estimate_s
-from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from polyreel.request import OutputSpec, PromptSpan, Upscale, VideoRequest
 from server.body import parse_object, read_body, read_object, validate
 from server.credentials import bearer
 from server.dialects import Dialect, Example
@@ -156,14 +157,19 @@ def from_wire(
     """
     prompt = check_prompt("prompt", wire.prompt)
     values = _in_range(wire, settings.out_of_range)
-    if values["upscale_height"] is not None or values["upscale_width"] is not None:
-        raise NotServedYet("upscale_height and upscale_width are not served yet; leave them out", "upscale_height")
     if wire.webhook:
         raise NotServedYet("webhook is not served yet; leave it out and poll fetch_result", "webhook")
     known = catalogue.find("modelslab", wire.model_id) if wire.model_id else None
     public_name = wire.model_id if wire.model_id and known else settings.default_model
+    model = known or catalogue.resolve("modelslab", settings.default_model)
+    upscale = _upscale(values)
+    improved_sampling_seed = choose_seed(
+        "improved_sampling_seed", 42 if wire.improved_sampling_seed is None else wire.improved_sampling_seed
+    )
+    # Like clip_skip, it is echoed and has no effect on models that have no such sampling.
+    improves = bool(wire.use_improved_sampling) and "improved_sampling" in catalogue[model].tasks
     request = VideoRequest(
-        model=known or catalogue.resolve("modelslab", settings.default_model),
+        model=model,
         prompts=(PromptSpan(prompt, values["num_frames"]),),
         negative_prompt=check_length("negative_prompt", wire.negative_prompt),
         height=values["height"],
@@ -173,6 +179,8 @@ def from_wire(
         guidance_scale=values["guidance_scale"],
         seed=choose_seed("seed", wire.seed),
         clip_skip=values["clip_skip"],
+        upscale=upscale,
+        improved_sampling_seed=improved_sampling_seed if improves else None,
         outputs=(OutputSpec(wire.output_type or settings.default_output_type, values["fps"]),),
     )
     meta = {
@@ -180,16 +188,46 @@ def from_wire(
         "negative_prompt": wire.negative_prompt,
         "model_id": public_name,
         **values,
+        "upscale_height": upscale.height if upscale else None,
+        "upscale_width": upscale.width if upscale else None,
         "seed": request.seed,
         "output_type": request.outputs[0].format,
         "use_improved_sampling": _yes_no(wire.use_improved_sampling),
-        "improved_sampling_seed": 42 if wire.improved_sampling_seed is None else wire.improved_sampling_seed,
+        "improved_sampling_seed": improved_sampling_seed,
         "instant_response": _yes_no(wire.instant_response),
         "temp": _yes_no(wire.temp),
         "track_id": wire.track_id,
         "webhook": None,
     }
     return request, meta
+
+
+def _upscale(values: Mapping[str, Any]) -> Upscale | None:
+    """Return the second pass: none when no size was sent; with one side, the other keeps the aspect.
+
+    Raises:
+        InvalidRequest: the kept aspect leads over the documented 1024 pixels.
+    """
+    height, width = values["upscale_height"], values["upscale_width"]
+    if height is None and width is None:
+        return None
+    if height is None:
+        height = _kept_side("upscale_height", width * values["height"] / values["width"])
+    if width is None:
+        width = _kept_side("upscale_width", height * values["width"] / values["height"])
+    return Upscale(
+        height=height,
+        width=width,
+        strength=values["upscale_strength"],
+        guidance_scale=values["upscale_guidance_scale"],
+        num_inference_steps=values["upscale_num_inference_steps"],
+    )
+
+
+def _kept_side(field: str, pixels: float) -> int:
+    least, most, _ = _RANGES[field]
+    check_range(field, round(pixels), least, most, ", as the aspect of the video asks; send both sides")
+    return round(pixels)
 
 
 def _yes_no(value: bool | None) -> str:

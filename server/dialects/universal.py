@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Request
@@ -26,7 +27,6 @@ from polyreel.errors import (
     InvalidRequest,
     MethodNotAllowed,
     MissingKey,
-    NotServedYet,
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
@@ -37,10 +37,11 @@ from polyreel.errors import (
 )
 from polyreel.job import VideoJob
 from polyreel.records import StoredJob
-from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from polyreel.request import ImageCondition, OutputSpec, PromptSpan, VideoRequest
 from server.body import read_object, validate
 from server.credentials import bearer
 from server.dialects import Dialect, Example
+from server.pictures import MAX_BODY_BYTES, keep_picture
 from server.services import Services, services
 from server.synchronous import JobFailed, held_refusals, wait_for_video
 from server.wire import Integer, Number, Prompts, check_length, check_limits, check_prompt, check_range, choose_seed
@@ -119,21 +120,16 @@ _DEFAULTS: dict[str, Any] = {  # Any: each field's own type
 
 
 def from_wire(wire: UniversalBody, model: str, catalogue: Catalogue) -> VideoRequest:
-    """Translate a body into the neutral request.
+    """Translate a body into the neutral request, but for its picture, which is to be stored first.
 
     Args:
         model: catalogue name of the endpoint's model; it limits the request.
 
     Raises:
         InvalidRequest: names the field.
-        NotServedYet: an image.
     """
     given = wire.inputs
     prompt = check_prompt("inputs.prompt", given.prompt)
-    if given.image is not None:
-        raise NotServedYet(
-            "inputs.image: image-to-video is not served yet; leave the image out or send null", "inputs.image"
-        )
     values = {
         field: default if getattr(given, field) is None else getattr(given, field)
         for field, default in _DEFAULTS.items()
@@ -200,7 +196,7 @@ def to_wire(stored: StoredJob, outputs: Mapping[str, str]) -> dict[str, Any]:
     return {
         "ok": True,
         "outputs": dict(outputs),
-        "diagnostics": {"timing_ms": _timing_ms(stored.job), "mode": "t2v"},
+        "diagnostics": {"timing_ms": _timing_ms(stored.job), "mode": "i2v" if stored.job.request.images else "t2v"},
     }
 
 
@@ -255,8 +251,11 @@ async def generate(request: Request) -> Response:
     """Make the video in every format asked for and answer with the files, or with links to them."""
     shared, settings = services(request), _settings(request)
     owner = shared.keys.owner_of(bearer(request))
-    wire = _read(await read_object(request, shared.settings.max_body_bytes))
+    wire = _read(await read_object(request, max(shared.settings.max_body_bytes, MAX_BODY_BYTES)))
     video = from_wire(wire, _model(shared.catalogue, settings), shared.catalogue)
+    if wire.inputs.image is not None:
+        key = await keep_picture(shared, "inputs.image", wire.inputs.image)
+        video = replace(video, images=(ImageCondition(key),))
     async with held_refusals():
         stored = await shared.submit(video, dialect="universal", owner=owner)
         stored = await wait_for_video(shared, request, stored, owner, settings.wait_s)

@@ -16,9 +16,9 @@ from pydantic import SecretStr
 
 from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.catalogue import Catalogue
-from polyreel.errors import NotServedYet, QueueUnavailable, TooManyJobs
+from polyreel.errors import QueueUnavailable, TooManyJobs
 from polyreel.job import JobStatus
-from polyreel.request import VideoRequest
+from polyreel.request import Upscale, VideoRequest
 from server.body import validate
 from server.dialects import modelslab
 from server.dialects.modelslab import ModelsLabSettings, TextToVideo
@@ -75,11 +75,52 @@ def test_a_body_becomes_the_neutral_request_and_the_answer(row: Row, catalogue: 
     assert answer == row.answer
 
 
-@pytest.mark.parametrize("row", golden("modelslab", refused=True), ids=str)
-def test_what_is_not_served_yet_is_refused(row: Row, catalogue: Catalogue) -> None:
-    with pytest.raises(NotServedYet) as refusal:
-        modelslab.from_wire(validate(TextToVideo, row.wire), catalogue, ModelsLabSettings())
-    assert refusal.value.message == row.error
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({}, None),
+        ({"upscale_strength": 0.5}, None),
+        ({"upscale_height": 1024, "upscale_width": 768}, (1024, 768)),
+        ({"upscale_height": 1024}, (1024, 1024)),
+        ({"upscale_width": 1000, "height": 320, "width": 512}, (625, 1000)),
+        ({"upscale_height": 999, "height": 512, "width": 256}, (999, 500)),
+    ],
+)
+def test_upscaling_takes_both_sides_or_keeps_the_aspect_of_one(
+    fields: dict[str, Any], size: tuple[int, int] | None, catalogue: Catalogue
+) -> None:
+    wire = validate(TextToVideo, {"prompt": "a cat", **fields})
+    request, meta = modelslab.from_wire(wire, catalogue, ModelsLabSettings())
+
+    assert (request.upscale and (request.upscale.height, request.upscale.width)) == size
+    assert (meta["upscale_height"], meta["upscale_width"]) == (size or (None, None))
+
+
+def test_upscaling_has_the_documented_defaults(catalogue: Catalogue) -> None:
+    wire = validate(TextToVideo, {"prompt": "a cat", "upscale_height": 768, "upscale_width": 768})
+    request, _ = modelslab.from_wire(wire, catalogue, ModelsLabSettings())
+
+    assert request.upscale == Upscale(768, 768, strength=0.6, guidance_scale=12, num_inference_steps=20)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "fields", "seed"),
+    [
+        ("animatediff", {"use_improved_sampling": True}, 42),
+        ("animatediff", {"use_improved_sampling": "yes", "improved_sampling_seed": 7}, 7),
+        ("animatediff", {"improved_sampling_seed": 7}, None),
+        ("wan2.2", {"use_improved_sampling": True}, None),
+    ],
+)
+def test_improved_sampling_has_its_own_seed_on_models_that_have_it(
+    model_id: str, fields: dict[str, Any], seed: int | None, catalogue: Catalogue
+) -> None:
+    wire = validate(TextToVideo, {"prompt": "a cat", "model_id": model_id, **fields})
+    request, meta = modelslab.from_wire(wire, catalogue, ModelsLabSettings())
+
+    assert request.improved_sampling_seed == seed
+    assert meta["use_improved_sampling"] == ("yes" if "use_improved_sampling" in fields else "no")
+    assert meta["improved_sampling_seed"] == fields.get("improved_sampling_seed", 42)
 
 
 # Fields
@@ -113,8 +154,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"upscale_height": 1025}, f"upscale_height must be between 64 and 1024, got 1025{CLAMP_HINT}"),
     ({"upscale_width": 1025}, f"upscale_width must be between 64 and 1024, got 1025{CLAMP_HINT}"),
-    ({"upscale_height": 640}, "upscale_height and upscale_width are not served yet; leave them out"),
-    ({"upscale_width": 1024}, "upscale_height and upscale_width are not served yet; leave them out"),
+    (
+        {"height": 256, "upscale_height": 640},
+        "upscale_width must be between 64 and 1024, got 1280, as the aspect of the video asks; send both sides",
+    ),
+    (
+        {"width": 256, "upscale_width": 640},
+        "upscale_height must be between 64 and 1024, got 1280, as the aspect of the video asks; send both sides",
+    ),
+    ({"improved_sampling_seed": -2}, "improved_sampling_seed must be between -1 and 9223372036854775807, got -2"),
     ({"seed": -2}, "seed must be between -1 and 9223372036854775807, got -2"),
     ({"seed": 2**63}, "seed must be between -1 and 9223372036854775807, got 9223372036854775808"),
     ({"output_type": "webm"}, "output_type must be one of 'mp4' or 'gif', got \"webm\""),

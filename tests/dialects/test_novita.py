@@ -10,9 +10,10 @@ import pytest
 from pydantic import SecretStr
 
 from polyreel.catalogue import Catalogue
-from polyreel.errors import TooManyJobs
+from polyreel.errors import TooManyJobs, UnknownModel
 from polyreel.job import JobStatus
-from polyreel.request import VideoRequest
+from polyreel.request import AdapterUse, VideoRequest
+from polyreel.settings import Settings
 from server.body import validate
 from server.dialects import novita
 from server.dialects.novita import NovitaSettings, TextToVideo
@@ -78,15 +79,63 @@ def test_the_settings_give_what_the_page_leaves_open(catalogue: Catalogue) -> No
     assert (request.fps, request.outputs[0].fps, request.guidance_scale) == (12, 12, 3)
 
 
-def test_several_prompts_need_a_model_that_can_change_them(catalogue: Catalogue) -> None:
-    entry = catalogue["wan-tiny"].model_copy(update={"names": {"novita": ("wan.safetensors",)}})
-    two = [{"frames": 8, "prompt": "a"}, {"frames": 8, "prompt": "b"}]
-    with pytest.raises(novita.NotServedYet, match=r"prompts: wan\.safetensors runs one prompt for the whole video"):
-        novita.from_wire(
-            validate(TextToVideo, BASE | {"model_name": "wan.safetensors", "prompts": two}),
-            Catalogue({"wan-tiny": entry}),
-            NovitaSettings(),
-        )
+def test_loras_embeddings_and_a_loop_become_the_neutral_request(catalogue: Catalogue) -> None:
+    fields = {
+        "loras": [{"model_name": "goodhands-BETA2_39807", "strength": 0.25}],
+        "embeddings": [{"model_name": "badhandv4_16755"}, {"model_name": "badhandv4_16755"}],
+        "closed_loop": True,
+    }
+    request = novita.from_wire(validate(TextToVideo, BASE | fields), catalogue, NovitaSettings())
+    assert request.loras == (AdapterUse("style-tiny", 0.25),)
+    assert request.embeddings == ("badhandv4-tiny",)
+    assert request.closed_loop is True
+
+
+def test_a_lora_is_only_known_to_the_models_that_it_was_made_for(settings: Settings) -> None:
+    entry = settings.models["wan-tiny"].model_copy(update={"names": {"novita": ("wan.safetensors",)}})
+    catalogue = Catalogue({**settings.models, "wan-tiny": entry}, settings.loras, settings.embeddings)
+    fields = {"model_name": "wan.safetensors", "loras": [{"model_name": "GoodHands-beta2_39807", "strength": 1}]}
+    with pytest.raises(UnknownModel, match=r"LoRA GoodHands-beta2_39807 is not served here\. Served: none\."):
+        novita.from_wire(validate(TextToVideo, BASE | fields), catalogue, NovitaSettings())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"prompts": [{"frames": 8, "prompt": "a"}, {"frames": 8, "prompt": "b"}]},
+            "prompts: wan-tiny cannot do this (prompt_travel).",
+        ),
+        ({"closed_loop": True}, "closed_loop: wan-tiny cannot do this (closed_loop)."),
+    ],
+)
+async def test_what_a_model_cannot_do_is_refused_with_those_that_can(
+    make_api: Callable[..., Api], settings: Settings, fields: dict[str, Any], said: str
+) -> None:
+    entry = settings.models["wan-tiny"]
+    entry = entry.model_copy(update={"names": {**entry.names, "novita": ("wan.safetensors",)}})
+    api = make_api(models={**settings.models, "wan-tiny": entry})
+    wire = BASE | {"model_name": "wan.safetensors"} | fields
+    answer = await api.http.post(SUBMIT, json=wire, headers=auth(api.key))
+    assert answer.status_code == 400
+    assert answer.json()["message"] == f"{said} Models that can: animatediff-tiny."
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("", ["darkSushiMixMix_225D_64380.safetensors", "GoodHands-beta2_39807", "badhandv4_16755"]),
+        ("checkpoint", ["darkSushiMixMix_225D_64380.safetensors"]),
+        ("lora", ["GoodHands-beta2_39807"]),
+        ("textualinversion", ["badhandv4_16755"]),
+        ("vae", []),
+    ],
+)
+async def test_the_list_of_models_is_filtered_by_kind(api: Api, kind: str, names: list[str]) -> None:
+    answer = await api.http.get("/v3/model", params={"filter.types": kind}, headers=auth(api.key))
+    assert [model["sd_name_in_api"] for model in answer.json()["models"]] == names
 
 
 # Refusals
@@ -147,8 +196,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"loras": [{"model_name": "a", "strength": 1.1}]}, "loras.0.strength must be between 0 and 1, got 1.1"),
     ({"loras": [{"model_name": "a", "strength": -0.1}]}, "loras.0.strength must be between 0 and 1, got -0.1"),
     (
-        {"loras": [{"model_name": "GoodHands-beta2_39807", "strength": 0.5}]},
-        "loras.0: LoRA GoodHands-beta2_39807 is not served here; no LoRA is served yet.",
+        {"loras": [{"model_name": "GoodHands-beta_39807", "strength": 0.5}]},
+        "LoRA GoodHands-beta_39807 is not served here. Did you mean GoodHands-beta2_39807? "
+        "Served: GoodHands-beta2_39807.",
     ),
     (
         {"embeddings": [{"model_name": "a"}] * 6},
@@ -156,10 +206,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"embeddings": [{}]}, "embeddings.0.model_name is required"),
     (
-        {"embeddings": [{"model_name": "badhandv4_16755"}]},
-        "embeddings.0: embedding badhandv4_16755 is not served here; no embedding is served yet.",
+        {"embeddings": [{"model_name": "../badhandv4"}]},
+        "Embedding ../badhandv4 is not served here. Did you mean badhandv4_16755? Served: badhandv4_16755.",
     ),
-    ({"closed_loop": True}, "closed_loop is not served yet; leave it out or send false"),
+    (
+        {"loras": [{"model_name": "GoodHands-beta2_39807", "strength": 0.5}] * 2},
+        "loras.1.model_name: GoodHands-beta2_39807 comes twice; send it once",
+    ),
     ({"closed_loop": "perhaps"}, 'closed_loop must be true or false, got "perhaps"'),
     ({"clip_skip": 0}, "clip_skip must be between 1 and 12, got 0"),
     ({"clip_skip": 13}, "clip_skip must be between 1 and 12, got 13"),
@@ -409,7 +462,7 @@ def test_an_archive_is_not_among_the_videos() -> None:
 
 @pytest.mark.anyio
 async def test_the_model_list_names_what_txt2video_takes(api: Api) -> None:
-    response = await api.http.get("/v3/model", headers=auth(api.key))
+    response = await api.http.get("/v3/model?filter.types=checkpoint", headers=auth(api.key))
     assert response.json() == {
         "models": [
             {
@@ -440,22 +493,22 @@ FILTERS = [
     ("filter.type=checkpoint", 1),
     ("filter%5Btypes%5D=checkpoint", 1),
     ("filter[types][]=checkpoint", 1),
-    ("filter.types=lora", 0),
-    ("filter%5Btypes%5D=lora", 0),
-    ("filter.types=textualinversion", 0),
-    ("filter.visibility=public", 1),
+    ("filter.types=lora", 1),
+    ("filter%5Btypes%5D=lora", 1),
+    ("filter.types=textualinversion", 1),
+    ("filter.visibility=public", 3),
     ("filter.visibility=private", 0),
-    ("filter.source=civitai", 1),
+    ("filter.source=civitai", 3),
     ("filter.source=training", 0),
-    ("filter.is_sdxl=False", 1),
+    ("filter.is_sdxl=False", 3),
     ("filter.is_sdxl=true", 0),
-    ("filter.is_inpainting=FALSE", 1),
+    ("filter.is_inpainting=FALSE", 3),
     ("filter.is_inpainting=True", 0),
     ("filter.query=SUSHI", 1),
     ("filter.query=nothing", 0),
-    ("filter.query=&filter.types=", 1),
-    ("pagination.cursor=c_0", 1),
-    ("pagination[cursor]=c_c_0", 1),
+    ("filter.query=&filter.types=", 3),
+    ("pagination.cursor=c_0", 3),
+    ("pagination[cursor]=c_c_0", 3),
     ("pagination.cursor=c_100&pagination.limit=100", 0),
 ]
 
@@ -486,7 +539,7 @@ async def test_a_page_that_cannot_be_is_refused(api: Api, query: str, message: s
 @pytest.mark.anyio
 async def test_the_cursor_walks_the_list_to_its_end(make_api: Callable[..., Api], catalogue: Catalogue) -> None:
     entry = catalogue["animatediff-tiny"].model_copy(update={"names": {"novita": ("a", "b", "c")}})
-    api = make_api(models={"many": entry}, dialects={})
+    api = make_api(models={"many": entry}, loras={}, embeddings={}, dialects={})
     names, cursor = [], "c_0"
     while cursor:
         query = {"pagination.limit": "2", "pagination.cursor": cursor}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 
 from polyreel.catalogue import Catalogue
 from polyreel.errors import ConfigurationError, StorageFailed
-from polyreel.request import VideoRequest
+from polyreel.request import ImageCondition, VideoRequest
+from polyreel.settings import Settings
 from server.body import validate
 from server.dialects import universal
 from server.dialects.universal import UniversalBody
 from tests.conftest import Api
 from tests.dialects.golden import Row, finished, golden, without_drawn_seed
+from tests.server.pictures import noise_png, png
 
 ID = "fa20dff3-18cb-4417-a7f8-269456a35154"
 
@@ -32,12 +35,16 @@ async def ask(api: Api, *, path: str = "/", **inputs: Any) -> httpx2.Response:
         return await api.http.post(path, json={"inputs": {"prompt": "a cat"} | inputs}, headers=auth(api.key))
 
 
-async def generate(api: Api, content: bytes = b"GIF89a", **request: Any) -> httpx2.Response:
-    """Send a request while a worker makes its files, all of the same content."""
+async def generate(
+    api: Api, content: bytes = b"GIF89a", submitted: list[VideoRequest] | None = None, **request: Any
+) -> httpx2.Response:
+    """Send a request while a worker makes its files, all of the same content; `submitted` learns what it runs."""
 
     async def work() -> None:
         while not api.records.open_ids():  # noqa: ASYNC110 the job arrives in Redis, which sets no event
             await anyio.sleep(0.01)
+        if submitted is not None:
+            submitted.append(api.newest().job.request)
         api.finish(api.newest().job.id, content)
 
     async with anyio.create_task_group() as tasks:
@@ -51,7 +58,9 @@ async def generate(api: Api, content: bytes = b"GIF89a", **request: Any) -> http
 @pytest.mark.parametrize("row", golden("universal"), ids=str)
 def test_a_body_becomes_the_neutral_request(row: Row, catalogue: Catalogue) -> None:
     request = universal.from_wire(validate(UniversalBody, row.wire), "ltx-tiny", catalogue)
-    assert without_drawn_seed(request, row.neutral) == VideoRequest.from_dict(row.neutral)
+    # A picture is stored first, and its key is in the request that is submitted (tested below).
+    without_picture = {name: value for name, value in row.neutral.items() if name != "images"}
+    assert without_drawn_seed(request, row.neutral) == VideoRequest.from_dict(without_picture)
 
 
 @pytest.mark.parametrize("row", golden("universal"), ids=str)
@@ -63,9 +72,63 @@ def test_the_finished_request_becomes_the_answer(row: Row) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("row", golden("universal"), ids=str)
 async def test_a_request_is_answered_with_the_outputs_that_it_asks_for(api: Api, row: Row) -> None:
-    answer = await generate(api, **row.wire["inputs"])
+    submitted: list[VideoRequest] = []
+    answer = await generate(api, submitted=submitted, **row.wire["inputs"])
     assert answer.status_code == 200, answer.text
     assert list(answer.json()["outputs"]) == list(row.answer["outputs"])
+    assert submitted[0].images == VideoRequest.from_dict(row.neutral).images
+
+
+@pytest.mark.anyio
+async def test_a_picture_is_stored_as_it_came_under_its_digest(api: Api) -> None:
+    content = png(9, 7)
+    submitted: list[VideoRequest] = []
+    answer = await generate(api, image=base64.b64encode(content).decode(), submitted=submitted)
+
+    assert answer.json()["diagnostics"]["mode"] == "i2v"
+    [image] = submitted[0].images
+    assert image == ImageCondition(f"in/{hashlib.sha256(content).hexdigest()}.png", frame_index=0, strength=1.0)
+    with api.storage.open(image.key) as file:
+        assert file.read() == content
+
+
+@pytest.mark.anyio
+async def test_a_photograph_of_megabytes_fits_into_a_body(api: Api) -> None:
+    content = noise_png(1500)
+
+    answer = await generate(api, image=base64.b64encode(content).decode())
+
+    assert len(content) > 6_000_000
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.anyio
+async def test_a_picture_for_a_model_that_takes_none_runs_its_companion(
+    make_api: Callable[..., Api], settings: Settings
+) -> None:
+    models = dict(settings.models)
+    models["ltx-tiny"] = models["ltx-tiny"].model_copy(update={"tasks": ("t2v",), "i2v": "wan-tiny"})
+    api = make_api(models=models, dialects={"universal": {"endpoint_model": "ltx"}})
+    submitted: list[VideoRequest] = []
+    answer = await generate(api, image=base64.b64encode(png(8, 8)).decode(), submitted=submitted)
+
+    assert answer.status_code == 200
+    assert submitted[0].model == "wan-tiny"
+
+
+@pytest.mark.anyio
+async def test_a_picture_for_a_model_that_takes_none_is_refused_without_a_companion(
+    make_api: Callable[..., Api], settings: Settings
+) -> None:
+    models = dict(settings.models)
+    models["ltx-tiny"] = models["ltx-tiny"].model_copy(update={"tasks": ("t2v",)})
+    api = make_api(models=models, dialects={"universal": {"endpoint_model": "ltx"}})
+    answer = await ask(api, image=base64.b64encode(png(8, 8)).decode())
+
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "image: ltx-tiny cannot do this (i2v). Models that can: wan-tiny, animatediff-tiny.",
+    )
 
 
 @pytest.mark.anyio
@@ -158,7 +221,7 @@ async def test_a_catalogue_without_a_model_for_the_endpoint_serves_the_other_dia
     make_api: Callable[..., Api], catalogue: Catalogue
 ) -> None:
     nameless = catalogue["wan-tiny"].model_copy(update={"names": {"modelslab": ("wan2.2",)}})
-    answer = await ask(make_api(models={"wan-tiny": nameless}, dialects={}))
+    answer = await ask(make_api(models={"wan-tiny": nameless}, loras={}, embeddings={}, dialects={}))
     assert answer.status_code == 500
     assert answer.json() == {
         "ok": False,
@@ -187,7 +250,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "inputs.prompt is required"),
     ({"prompt": " "}, "inputs.prompt must not be blank"),
     ({"prompt": 7}, "inputs.prompt must be a string, got 7"),
-    ({"image": ""}, "inputs.image: image-to-video is not served yet; leave the image out or send null"),
+    ({"image": ""}, "inputs.image must be a picture in base64, got nothing"),
+    ({"image": "cat!"}, "inputs.image must be a picture in base64, got text that is not base64"),
+    (
+        {"image": "https://example.com/cat.png"},
+        "inputs.image must be a picture in base64, got a link; links are not fetched here",
+    ),
+    ({"image": "QUJDREVGRw=="}, "inputs.image must be a picture (PNG, JPEG, WEBP, GIF, BMP), got something else"),
     ({"image": 7}, "inputs.image must be a string, got 7"),
     ({"negative_prompt": 7}, "inputs.negative_prompt must be a string, got 7"),
     (

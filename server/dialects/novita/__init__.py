@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
-from zlib import crc32
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -33,18 +32,16 @@ from polyreel.errors import (
 )
 from polyreel.job import JobStatus
 from polyreel.records import StoredJob
-from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from polyreel.request import AdapterUse, OutputSpec, PromptSpan, VideoRequest
 from server.body import read_object, validate
 from server.credentials import bearer_or_raw
 from server.dialects import Dialect, Example
-from server.services import Services, services
+from server.dialects.novita.listing import page
+from server.services import services
 from server.wire import Integer, Number, check_length, check_prompt, check_range, choose_seed
 
 _LONGEST_PROMPT = 1024  # characters, also of the negative one
 _MOST_FRAMES = 128  # over all prompts
-
-#: The family whose pipeline changes prompts within one video.
-_SEVERAL_PROMPTS = "animatediff"
 
 
 class NovitaSettings(BaseModel):
@@ -145,8 +142,8 @@ def from_wire(wire: TextToVideo, catalogue: Catalogue, settings: NovitaSettings)
 
     Raises:
         InvalidRequest: names the field.
-        UnknownModel: no such checkpoint.
-        NotServedYet: a looping video, a webhook, several prompts for a model that cannot change them.
+        UnknownModel: no such checkpoint, LoRA or embedding.
+        NotServedYet: a webhook, several prompts or a loop for a model that cannot do them.
     """
     for field, (least, most) in _RANGES.items():
         if getattr(wire, field) is not None:
@@ -156,9 +153,9 @@ def from_wire(wire: TextToVideo, catalogue: Catalogue, settings: NovitaSettings)
     seed = choose_seed("seed", wire.seed)
     extra = wire.extra or Extra()
     model = catalogue.resolve("novita", wire.model_name)
-    _check_served(wire, extra)
-    if len(prompts) > 1 and catalogue[model].family != _SEVERAL_PROMPTS:
-        raise NotServedYet(f"prompts: {wire.model_name} runs one prompt for the whole video; send one.", "prompts")
+    if extra.webhook is not None:
+        _check_url("extra.webhook.url", extra.webhook.url)
+        raise NotServedYet("extra.webhook is not served yet; leave it out and poll task-result", "extra.webhook")
     return VideoRequest(
         model=model,
         prompts=prompts,
@@ -170,8 +167,27 @@ def from_wire(wire: TextToVideo, catalogue: Catalogue, settings: NovitaSettings)
         guidance_scale=settings.guidance_scale if wire.guidance_scale is None else wire.guidance_scale,
         seed=seed,
         clip_skip=wire.clip_skip,
+        loras=_loras(wire.loras or [], catalogue, model),
+        embeddings=_embeddings(wire.embeddings or [], catalogue, model),
+        closed_loop=bool(wire.closed_loop),
         outputs=(OutputSpec(extra.response_video_type or "mp4", settings.fps),),
     )
+
+
+def _loras(loras: list[Lora], catalogue: Catalogue, model: str) -> tuple[AdapterUse, ...]:
+    uses: dict[str, AdapterUse] = {}
+    for i, lora in enumerate(loras):
+        check_range(f"loras.{i}.strength", lora.strength, 0, 1)
+        name = catalogue.resolve_lora("novita", lora.model_name, model)
+        if name in uses:
+            raise InvalidRequest(f"loras.{i}.model_name: {lora.model_name[:200]} comes twice; send it once", "loras")
+        uses[name] = AdapterUse(name, lora.strength)
+    return tuple(uses.values())
+
+
+def _embeddings(embeddings: list[Embedding], catalogue: Catalogue, model: str) -> tuple[str, ...]:
+    names = [catalogue.resolve_embedding("novita", embedding.model_name, model) for embedding in embeddings]
+    return tuple(dict.fromkeys(names))
 
 
 def _prompts(clips: list[Prompt]) -> tuple[PromptSpan, ...]:
@@ -185,25 +201,6 @@ def _prompts(clips: list[Prompt]) -> tuple[PromptSpan, ...]:
             f"prompts: the frames of all prompts must add up to {_MOST_FRAMES} or less, got {frames}", "prompts"
         )
     return tuple(PromptSpan(clip.prompt, clip.frames) for clip in clips)
-
-
-def _check_served(wire: TextToVideo, extra: Extra) -> None:
-    """Refuse what would otherwise be left out of the video without a word."""
-    for i, lora in enumerate(wire.loras or []):
-        check_range(f"loras.{i}.strength", lora.strength, 0, 1)
-    if wire.loras:
-        name = wire.loras[0].model_name[:200]
-        raise NotServedYet(f"loras.0: LoRA {name} is not served here; no LoRA is served yet.", "loras")
-    if wire.embeddings:
-        name = wire.embeddings[0].model_name[:200]
-        raise NotServedYet(
-            f"embeddings.0: embedding {name} is not served here; no embedding is served yet.", "embeddings"
-        )
-    if wire.closed_loop:
-        raise NotServedYet("closed_loop is not served yet; leave it out or send false", "closed_loop")
-    if extra.webhook is not None:
-        _check_url("extra.webhook.url", extra.webhook.url)
-        raise NotServedYet("extra.webhook is not served yet; leave it out and poll task-result", "extra.webhook")
 
 
 def _check_url(field: str, url: str) -> None:
@@ -348,16 +345,10 @@ async def task_result(request: Request, task_id: str = "") -> Response:
 
 @router.get("/model")
 async def models(request: Request) -> Response:
-    """List the checkpoints that txt2video takes, filtered and in pages."""
+    """List the checkpoints, LoRAs and embeddings that txt2video takes, filtered and in pages."""
     shared = services(request)
     shared.keys.owner_of(bearer_or_raw(request))
-    query = _query(request)
-    limit, offset = _limit(query), _offset(query)
-    found = [model for model in _checkpoints(shared) if _matches(model, query)]
-    end = offset + limit
-    return JSONResponse(
-        {"models": found[offset:end], "pagination": {"next_cursor": f"c_{end}" if end < len(found) else ""}}
-    )
+    return JSONResponse(page(request, shared.catalogue))
 
 
 @router.get("/user")
@@ -365,86 +356,6 @@ async def user(request: Request) -> Response:
     """Answer a client that asks for its account: nothing is billed here."""
     services(request).keys.owner_of(bearer_or_raw(request))
     return JSONResponse({"allow_features": [], "credit_balance": 0, "free_trial": {}})
-
-
-def _checkpoints(shared: Services) -> list[dict[str, Any]]:
-    """Return a listing entry for each public name. Any: JSON."""
-    return [
-        _listed(name, entry.family)
-        for entry in shared.catalogue.models.values()
-        for name in entry.names.get("novita", ())
-    ]
-
-
-def _listed(sd_name: str, family: str) -> dict[str, Any]:
-    return {
-        "id": crc32(sd_name.encode()),  # from the name, so that it stays when the catalogue changes
-        "name": sd_name.removesuffix(".safetensors"),
-        "hash_sha256": "",
-        "sd_name": sd_name,
-        "type": {"name": "checkpoint", "display_name": "Checkpoint"},
-        "categories": [],
-        "status": 1,
-        "download_url": "",
-        "tags": [],
-        "cover_url": "",
-        "source": "civitai",
-        "base_model": "SD 1.5" if family == "animatediff" else family,
-        "base_model_type": "Standard",
-        "download_url_ttl": 0,
-        "sd_name_in_api": sd_name,
-        "is_sdxl": False,
-    }
-
-
-#: filter: the one value that checkpoints of the catalogue match
-_FILTERS = {
-    "filter.visibility": "public",
-    "filter.source": "civitai",
-    "filter.types": "checkpoint",
-    "filter.type": "checkpoint",  # the official Python client sends the singular
-    "filter.is_sdxl": "false",
-    "filter.is_inpainting": "false",
-}
-
-
-def _query(request: Request) -> dict[str, str]:
-    """Return the query by its documented names; the npm client writes `filter[types]` for `filter.types`."""
-    return {
-        name.replace("[]", "").replace("[", ".").removesuffix("]"): value
-        for name, value in request.query_params.multi_items()
-    }
-
-
-def _matches(model: dict[str, Any], query: dict[str, str]) -> bool:
-    # The official Python client sends Python's own False, so case does not matter; "" is no filter.
-    wanted = {name: query[name].lower() for name in _FILTERS if query.get(name)}
-    text = query.get("filter.query", "").lower()
-    return text in model["sd_name"].lower() and all(_FILTERS[name] == value for name, value in wanted.items())
-
-
-def _limit(query: dict[str, str]) -> int:
-    text = query.get("pagination.limit") or "20"
-    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
-        raise InvalidRequest(
-            f"pagination.limit must be a whole number between 1 and 100, got {text[:20]}", "pagination.limit"
-        )
-    return int(text)
-
-
-def _offset(query: dict[str, str]) -> int:
-    """Read `c_20`; the official Python client puts another `c_` before a cursor that it was given."""
-    cursor = query.get("pagination.cursor", "")
-    offset = cursor
-    while offset.startswith("c_"):
-        offset = offset[2:]
-    if not cursor:
-        return 0
-    if not (offset.isascii() and offset.isdigit() and len(offset) <= 9):
-        raise InvalidRequest(
-            f"pagination.cursor must be one that a listing gave, such as c_20, got {cursor[:40]}", "pagination.cursor"
-        )
-    return int(offset)
 
 
 def _settings(request: Request) -> NovitaSettings:

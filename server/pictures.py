@@ -1,0 +1,108 @@
+"""Pictures that clients send: decoded strictly, looked at before any job is acknowledged, stored under their digest.
+
+Knows no dialect and fetches nothing. A picture is stored as it came: the worker decodes it again, turned as its EXIF
+says, and a key that is its content's digest lets identical requests find each other in the result cache.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+import tempfile
+import warnings
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+
+from polyreel.errors import InvalidRequest
+from server.services import Services
+
+#: Longest body of a route that takes pictures, bytes: a photograph of 15 MB in base64.
+MAX_BODY_BYTES = 20 * 2**20
+
+#: Largest picture, bytes and pixels. Decoding takes 3 bytes a pixel; no model looks at more than 2 million.
+MAX_BYTES = 15_000_000
+MAX_PIXELS = 25_000_000
+
+#: Pillow's name of each format that is taken: its file name extension.
+_FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+
+_DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+async def keep_picture(shared: Services, field: str, text: str) -> str:
+    """Check a picture in base64 and store it; return its storage key.
+
+    Args:
+        field: dotted path for messages.
+        text: base64, plain or URL-safe, with or without padding, white space or a `data:image/…;base64,` in front.
+
+    Raises:
+        InvalidRequest: not base64, not a picture of a known format, damaged, or too large.
+        StorageFailed: it could not be stored.
+    """
+    return await run_in_threadpool(_keep, shared, field, text)
+
+
+def _keep(shared: Services, field: str, text: str) -> str:
+    content = decode(field, text)
+    extension = look_at(field, content)
+    key = f"in/{hashlib.sha256(content).hexdigest()}.{extension}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture"
+        path.write_bytes(content)
+        shared.storage.put(path, key)  # again also when it is there: the sweeper goes by the time of the last use
+    return key
+
+
+def decode(field: str, text: str) -> bytes:
+    """Return the bytes of a text in base64.
+
+    Raises:
+        InvalidRequest: says what came instead.
+    """
+    if text[:8].lower().startswith(("http://", "https://")):
+        raise InvalidRequest(f"{field} must be a picture in base64, got a link; links are not fetched here", field)
+    head = _DATA_URL.match(text)
+    bare = "".join(text[head.end() if head else 0 :].split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        content = base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"{field} must be a picture in base64, got text that is not base64", field) from None
+    if not content:
+        raise InvalidRequest(f"{field} must be a picture in base64, got nothing", field)
+    if len(content) > MAX_BYTES:
+        raise InvalidRequest(f"{field} must be a picture of at most {MAX_BYTES} bytes, got {len(content)}", field)
+    return content
+
+
+def look_at(field: str, content: bytes) -> str:
+    """Return the file name extension of a picture that can be decoded whole.
+
+    Raises:
+        InvalidRequest: names the size or the formats that are taken.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's own, lower limit; ours is asked before anything is decoded
+            with Image.open(io.BytesIO(content), formats=list(_FORMATS)) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise InvalidRequest(
+                        f"{field} must have at most {MAX_PIXELS} pixels, got {width}x{height} = {width * height}", field
+                    )
+                picture.load()
+                return _FORMATS[str(picture.format)]
+    except UnidentifiedImageError:
+        raise InvalidRequest(f"{field} must be a picture ({', '.join(_FORMATS)}), got something else", field) from None
+    except Image.DecompressionBombError:  # beyond Pillow's own limit, which comes first
+        raise InvalidRequest(f"{field} must have at most {MAX_PIXELS} pixels, got many times more", field) from None
+    except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError):
+        # What Pillow raises for damaged files of one format or another.
+        raise InvalidRequest(f"{field} is a damaged picture; send it again whole", field) from None

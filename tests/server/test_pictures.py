@@ -1,0 +1,138 @@
+"""Pictures from clients are decoded strictly, and refused before any job is acknowledged."""
+
+from __future__ import annotations
+
+import base64
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from polyreel.errors import InvalidRequest
+from server.pictures import decode, look_at
+from tests.server.pictures import encoded, png
+
+PICTURE = png(8, 6)
+TEXT = base64.b64encode(PICTURE).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        TEXT.rstrip("="),
+        f"  {TEXT[:20]}\r\n{TEXT[20:]}\n",
+        f"data:image/png;base64,{TEXT}",
+        f"DATA:image/svg+xml;charset=utf-8;base64,{TEXT}",
+        base64.urlsafe_b64encode(PICTURE).decode(),
+    ],
+    ids=["plain", "without padding", "in lines", "data url", "data url with parameters", "url-safe"],
+)
+def test_base64_is_read_as_clients_write_it(text):
+    assert decode("image", text) == PICTURE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "image must be a picture in base64, got nothing"),
+        ("data:image/png;base64,", "image must be a picture in base64, got nothing"),
+        ("not base64!", "image must be a picture in base64, got text that is not base64"),
+        ("ü", "image must be a picture in base64, got text that is not base64"),
+        ("A", "image must be a picture in base64, got text that is not base64"),
+        ("HTTP://x/cat.png", "image must be a picture in base64, got a link; links are not fetched here"),
+    ],
+)
+def test_other_text_is_refused(text, message):
+    with pytest.raises(InvalidRequest) as refusal:
+        decode("image", text)
+    assert (refusal.value.message, refusal.value.field) == (message, "image")
+
+
+def test_more_than_15_megabytes_are_refused():
+    with pytest.raises(InvalidRequest, match="image must be a picture of at most 15000000 bytes, got 15000001"):
+        decode("image", base64.b64encode(b"x" * 15_000_001).decode())
+
+
+@pytest.mark.parametrize(
+    ("format", "mode", "extension"),
+    [
+        ("PNG", "RGB", "png"),
+        ("PNG", "RGBA", "png"),
+        ("PNG", "I;16", "png"),
+        ("PNG", "P", "png"),
+        ("JPEG", "RGB", "jpg"),
+        ("JPEG", "CMYK", "jpg"),
+        ("JPEG", "L", "jpg"),
+        ("WEBP", "RGB", "webp"),
+        ("GIF", "P", "gif"),
+        ("BMP", "RGB", "bmp"),
+    ],
+)
+def test_each_usual_format_is_known_by_its_content(format, mode, extension):
+    assert look_at("image", encoded(Image.new(mode, (8, 6)), format)) == extension
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        encoded(Image.new("RGB", (8, 6)), "TIFF"),
+        encoded(Image.new("RGB", (32, 32)), "ICO"),
+        b"%PDF-1.4",
+        b"GIF",
+        b"\x00" * 1000,
+    ],
+    ids=["svg", "tiff", "ico", "pdf", "three bytes", "zeros"],
+)
+def test_anything_else_is_no_picture(content):
+    with pytest.raises(InvalidRequest, match=r"image must be a picture \(PNG, JPEG, WEBP, GIF, BMP\), got something"):
+        look_at("image", content)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_a_picture_that_is_cut_off_is_damaged(format):
+    gradient = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 64, 3))
+    content = encoded(gradient.convert("P") if format == "GIF" else gradient, format)
+
+    with pytest.raises(InvalidRequest, match="image is a damaged picture; send it again whole"):
+        look_at("image", content[: len(content) * 2 // 3])
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said"),
+    [
+        (9000, 9000, "9000x9000 = 81000000"),
+        (30000, 1000, "30000x1000 = 30000000"),
+        (14000, 14000, "many times more"),
+    ],
+)
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(width, height, said):
+    bomb = encoded(Image.new("1", (width, height)))
+    started = time.monotonic()
+
+    with pytest.raises(InvalidRequest, match=f"image must have at most 25000000 pixels, got {said}"):
+        look_at("image", bomb)
+    assert time.monotonic() - started < 1  # decoding 196 million pixels takes several seconds
+
+
+def test_two_thousand_damaged_files_are_refused_or_read_and_never_crash():
+    random = np.random.default_rng(5)
+    gradient = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(32, 32, 3))
+    whole = [
+        encoded(gradient.convert("P") if f == "GIF" else gradient, f) for f in ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+    ]
+    outcomes = {"read": 0, "refused": 0}
+    for number in range(2000):
+        content = bytearray(whole[number % len(whole)])
+        for place in random.integers(0, len(content), 1 + number % 7):
+            content[place] = random.integers(0, 256)
+        try:
+            look_at("image", bytes(content))
+            outcomes["read"] += 1
+        except InvalidRequest:
+            outcomes["refused"] += 1
+
+    assert sum(outcomes.values()) == 2000
+    assert min(outcomes.values()) > 100
