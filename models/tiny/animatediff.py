@@ -1,8 +1,13 @@
-"""Tiny AnimateDiff checkpoints."""
+"""Tiny AnimateDiff checkpoints: whole, and in the parts that people own."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from models.tiny._parts import Module, Pipeline, amplify, clip_tokenizer, seeded, smooth
+
+_CHANNELS = (8, 8, 8, 8)
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 
 
 def animatediff() -> Pipeline:
@@ -11,7 +16,48 @@ def animatediff() -> Pipeline:
     Lean where SD 1.5 spends its time: one layer per block, one head, and attention over the picture only where it is
     16 x 16 latents (at 512 px); the motion modules are in every block, as in the real ones.
     """
-    from diffusers import AnimateDiffPipeline, AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DConditionModel
+    from diffusers import AnimateDiffPipeline, DDIMScheduler
+
+    scheduler = DDIMScheduler(
+        **_BETAS, beta_schedule="linear", clip_sample=False, timestep_spacing="linspace", steps_offset=1
+    )
+    return AnimateDiffPipeline(**_components(), motion_adapter=motion_adapter(), scheduler=scheduler)
+
+
+def sd15() -> Pipeline:
+    """The same without motion, as a checkpoint for images: with the scheduler that Stable Diffusion 1.5 comes with."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        **_components(),
+        scheduler=PNDMScheduler(**_BETAS, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def motion_adapter() -> Module:
+    """What makes `sd15` an `animatediff`, as published: a folder of its own."""
+    from diffusers import MotionAdapter
+
+    return seeded(
+        4,
+        lambda: _with_effect(
+            MotionAdapter(
+                block_out_channels=_CHANNELS,
+                motion_layers_per_block=1,
+                motion_norm_num_groups=2,
+                motion_num_attention_heads=1,
+                motion_max_seq_length=32,
+            )
+        ),
+    )
+
+
+def _components() -> dict[str, Any]:
+    """What a checkpoint for images has, by diffusers' names."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = clip_tokenizer()
@@ -31,11 +77,10 @@ def animatediff() -> Pipeline:
             )
         ),
     )
-    channels = (8, 8, 8, 8)
     unet = seeded(
         2,
         lambda: UNet2DConditionModel(
-            block_out_channels=channels,
+            block_out_channels=_CHANNELS,
             layers_per_block=1,
             sample_size=64,
             cross_attention_dim=16,
@@ -45,22 +90,10 @@ def animatediff() -> Pipeline:
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         ),
     )
-    motion_adapter = seeded(
-        4,
-        lambda: _with_effect(
-            MotionAdapter(
-                block_out_channels=channels,
-                motion_layers_per_block=1,
-                motion_norm_num_groups=2,
-                motion_num_attention_heads=1,
-                motion_max_seq_length=32,
-            )
-        ),
-    )
     vae = seeded(
         3,
         lambda: AutoencoderKL(
-            block_out_channels=channels,
+            block_out_channels=_CHANNELS,
             down_block_types=["DownEncoderBlock2D"] * 4,
             up_block_types=["UpDecoderBlock2D"] * 4,
             latent_channels=4,
@@ -74,22 +107,7 @@ def animatediff() -> Pipeline:
     amplify(unet.conv_out, 3.0)
     smooth(vae.decoder)
     amplify(vae.decoder.conv_out, 1.5)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="linear",
-        clip_sample=False,
-        timestep_spacing="linspace",
-        steps_offset=1,
-    )
-    return AnimateDiffPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        motion_adapter=motion_adapter,
-        scheduler=scheduler,
-    )
+    return {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
 
 
 def _with_effect(motion_adapter: Module) -> Module:
@@ -104,3 +122,6 @@ def _with_effect(motion_adapter: Module) -> Module:
 
 #: Name in a catalogue entry ("tiny:NAME") -> function that makes the pipeline.
 LAYOUTS = {"animatediff": animatediff}
+
+#: Further folders that an entry may refer to -> function that makes what is saved there.
+PARTS = {"sd15": sd15, "motion-adapter": motion_adapter}
