@@ -13,6 +13,8 @@ from itertools import accumulate
 from typing import Any
 
 from models import Pipeline
+from models._closed_loop import closed_stride, fading_back
+from models._windows import windowed
 from polyreel.request import VideoRequest
 
 #: Frames that the motion adapters were trained on, and by how many the window moves on.
@@ -53,27 +55,27 @@ def hold_then_fade(start_frame: int, end_frame: int, start_tensor: Tensor, end_t
 
 
 @contextmanager
-def free_noise(pipeline: Pipeline, num_frames: int) -> Iterator[None]:
-    """Run with FreeNoise, and leave the pipeline without it whatever happens: it is a state of the pipeline."""
-    window = min(CONTEXT_LENGTH, num_frames, pipeline.unet.config.motion_max_seq_length)
-    modules = [
-        module for block in _blocks(pipeline) if hasattr(block, "motion_modules") for module in block.motion_modules
-    ]
-    # FreeNoise replaces these by copies that know about windows; the originals come back as they were. The
-    # pipeline's own disable_free_noise() makes copies again, and fails on adapters without a motion mid block.
-    originals = [list(module.transformer_blocks) for module in modules]
+def free_noise(pipeline: Pipeline, num_frames: int, *, closed_from: int | None = None) -> Iterator[None]:
+    """Run with FreeNoise, and leave the pipeline without it whatever happens: it is a state of the pipeline.
+
+    diffusers' part is the noise and the prompts of the spans; the windows are ours, see `models._windows`.
+
+    Args:
+        num_frames: of the video.
+        closed_from: the frame in which the last prompt of a closed loop begins; None for an open video.
+    """
+    closed = closed_from is not None
+    length = min(CONTEXT_LENGTH, num_frames, pipeline.unet.config.motion_max_seq_length)
+    stride = closed_stride(length, CONTEXT_STRIDE) if closed else CONTEXT_STRIDE
+    # What `enable_free_noise` sets, without its copies of the motion modules.
+    pipeline._free_noise_context_length = length
+    pipeline._free_noise_context_stride = CONTEXT_STRIDE
+    pipeline._free_noise_noise_type = "shuffle_context"
+    pipeline._free_noise_prompt_interpolation_callback = (
+        fading_back(hold_then_fade, closed_from, num_frames) if closed_from is not None else hold_then_fade
+    )
     try:
-        pipeline.enable_free_noise(
-            context_length=window, context_stride=CONTEXT_STRIDE, prompt_interpolation_callback=hold_then_fade
-        )
-        pipeline.unet.eval()  # the copies are made in training mode
-        yield
+        with windowed(pipeline, num_frames, length, stride, closed=closed):
+            yield
     finally:
         pipeline._free_noise_context_length = None
-        for module, blocks in zip(modules, originals, strict=True):
-            for position, block in enumerate(blocks):
-                module.transformer_blocks[position] = block
-
-
-def _blocks(pipeline: Pipeline) -> list[Any]:
-    return [*pipeline.unet.down_blocks, pipeline.unet.mid_block, *pipeline.unet.up_blocks]
