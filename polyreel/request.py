@@ -7,6 +7,7 @@ the model family sees.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -161,6 +162,11 @@ class VideoRequest:
                 "upscale": Upscale(**upscale) if upscale else None,
             }
         )
+
+
+def picture_key(content: bytes) -> str:
+    """Return the storage key of a picture: its digest, so that identical requests are equal."""
+    return f"in/{hashlib.sha256(content).hexdigest()}"
 
 
 def draw_seed() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import io
 import re
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from starlette.concurrency import run_in_threadpool
 
 from polyreel.errors import InvalidRequest
+from polyreel.request import picture_key
 from server.services import Services
 
 #: Longest body of a route that takes pictures, bytes: a photograph of 15 MB in base64.
@@ -27,8 +27,8 @@ MAX_BODY_BYTES = 20 * 2**20
 MAX_BYTES = 15_000_000
 MAX_PIXELS = 25_000_000
 
-#: Pillow's name of each format that is taken: its file name extension.
-_FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+#: Formats that are taken, by Pillow's names.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -50,8 +50,8 @@ async def keep_picture(shared: Services, field: str, text: str) -> str:
 
 def _keep(shared: Services, field: str, text: str) -> str:
     content = decode(field, text)
-    extension = look_at(field, content)
-    key = f"in/{hashlib.sha256(content).hexdigest()}.{extension}"
+    look_at(field, content)
+    key = picture_key(content)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture"
         path.write_bytes(content)
@@ -80,8 +80,8 @@ def decode(field: str, text: str) -> bytes:
     return content
 
 
-def look_at(field: str, content: bytes) -> str:
-    """Return the file name extension of a picture that can be decoded whole.
+def look_at(field: str, content: bytes) -> None:
+    """Let a picture pass that can be decoded whole.
 
     Raises:
         InvalidRequest: names the size or the formats that are taken.
@@ -91,14 +91,13 @@ def look_at(field: str, content: bytes) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's own, lower limit; ours is asked before anything is decoded
-            with Image.open(io.BytesIO(content), formats=list(_FORMATS)) as picture:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise InvalidRequest(
                         f"{field} must have at most {MAX_PIXELS} pixels, got {width}x{height} = {width * height}", field
                     )
                 picture.load()
-                return _FORMATS[str(picture.format)]
     except UnidentifiedImageError:
         raise InvalidRequest(f"{field} must be a picture ({', '.join(_FORMATS)}), got something else", field) from None
     except Image.DecompressionBombError:  # beyond Pillow's own limit, which comes first

@@ -87,7 +87,7 @@ async def test_a_picture_is_stored_as_it_came_under_its_digest(api: Api) -> None
 
     assert answer.json()["diagnostics"]["mode"] == "i2v"
     [image] = submitted[0].images
-    assert image == ImageCondition(f"in/{hashlib.sha256(content).hexdigest()}.png", frame_index=0, strength=1.0)
+    assert image == ImageCondition(f"in/{hashlib.sha256(content).hexdigest()}", frame_index=0, strength=1.0)
     with api.storage.open(image.key) as file:
         assert file.read() == content
 

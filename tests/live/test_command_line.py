@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
+from PIL import Image
 
 from tests.conftest import KEY, LiveServer, free_port
 from tests.live.decode import decode
@@ -49,9 +52,44 @@ def test_generate_writes_exactly_the_video_that_was_asked_for(checkpoints: Path,
     assert (clip.shape, clip.fps) == ((7, 96, 64), 5.0)
 
 
+def test_generate_takes_pictures_loras_embeddings_loops_and_a_larger_size(checkpoints: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "first.png"
+    Image.new("RGB", (80, 60), (200, 40, 20)).save(picture)
+    out = tmp_path / "cat.webm"
+    # fmt: off
+    done = polyreel(
+        "generate", "a cat, badhandv4", "a dog", "-o", str(out), "--model", "animatediff", "--num-frames", "17",
+        "--height", "64", "--width", "64", "--num-inference-steps", "2", "--seed", "11", "--image", str(picture),
+        "--lora", "GoodHands-beta2_39807=0.5", "--embedding", "badhandv4-tiny", "--clip-skip", "2", "--closed-loop",
+        "--upscale", "80x96", "--state-dir", str(checkpoints),
+    )
+    # fmt: on
+    assert done.returncode == 0, done.stderr
+    assert "17 frames of 80x96 at 8 fps, seed 11" in done.stderr.replace("\n", " ")
+    assert decode(out.read_bytes()).shape == (17, 80, 96)
+    with av.open(str(out)) as container:
+        facts = json.loads({name.lower(): text for name, text in container.metadata.items()}["comment"])
+    assert (facts["seed"], facts["checkpoint"], facts["clip_skip"]) == (11, "tiny:animatediff", 2)
+    assert facts["prompts"] == [{"prompt": "a cat, badhandv4", "num_frames": 9}, {"prompt": "a dog", "num_frames": 8}]
+    assert facts["loras"] == [{"name": "style-tiny", "strength": 0.5}]
+    assert facts["upscale"]["width"] == 80
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
+        (["-o", "cat.mp4", "--image", "nope.png"], "--image: nope.png cannot be read: No such file or directory"),
+        (["-o", "cat.mp4", "--keyframe", "nope.png"], "--keyframe must be N=FILE, such as 8=cat.png, got nope.png"),
+        (["-o", "cat.mp4", "--keyframe", "17=nope.png"], "--keyframe must be between 0 and 16, got 17"),
+        (["-o", "cat.mp4", "--lora", "style-tin"], "--lora style-tin is not served. Did you mean style-tiny?"),
+        (["-o", "cat.mp4", "--lora", "style-tiny=a lot"], "--lora must be NAME or NAME=STRENGTH, such as ink=0.8"),
+        (["-o", "cat.mp4", "--lora", "style-tiny=3"], "--lora must be between 0 and 2, got 3.0"),
+        (["-o", "cat.mp4", "--upscale", "big"], "--upscale must be WIDTHxHEIGHT, such as 1024x1024, got big"),
+        (["-o", "cat.mp4", "--upscale", "63x64"], "--upscale must be between 64 and 4096, got 63"),
+        (
+            ["-o", "cat.mp4", "--closed-loop"],
+            "closed_loop: wan-tiny cannot do this (closed_loop). Models that can: animatediff-tiny.",
+        ),
         (["-o", "cat.avi"], "--output must end in one of .gif, .mp4, .webm, .zip, got cat.avi"),
         (["-o", "/nope/x.mp4"], "--output: there is no folder /nope"),
         (["-o", "folder.mp4"], "--output: folder.mp4 cannot be written"),
