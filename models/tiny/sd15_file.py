@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from models import Pipeline
 from models.tiny.animatediff import sd15
 
 Tensors = dict[str, Any]  # Any: torch is imported lazily
@@ -35,13 +36,17 @@ _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "
 
 def single_file() -> Tensors:
     """The weights of `sd15` in the original names."""
-    pipeline = sd15()
-    names = {
+    return {name: tensor.contiguous() for name, tensor in original_names(sd15()).items()}
+
+
+def original_names(pipeline: Pipeline) -> Tensors:
+    """Return the weights of a StableDiffusionPipeline in the original names."""
+    parts = {
         "model.diffusion_model.": _unet(pipeline.unet),
         "first_stage_model.": _vae(pipeline.vae),
         "cond_stage_model.transformer.text_model.": pipeline.text_encoder.state_dict(),
     }
-    return {prefix + name: tensor.contiguous() for prefix, part in names.items() for name, tensor in part.items()}
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
 def _unet(unet: Any) -> Tensors:
