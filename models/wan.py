@@ -24,6 +24,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import wraps
+from inspect import signature
 from math import lcm
 from typing import Any
 
@@ -67,6 +68,7 @@ class Wan:
             placement=placement,
             # Wan's VAE is meant to run in float32; in bfloat16 the frames show blocks and wrong colours.
             float32=("vae",),
+            shared=("tokenizer", "text_encoder"),  # one UMT5 serves all of Wan, and no LoRA touches it
             prepare=_join_pictures,
         )
         model.keep["tasks"] = tasks
@@ -255,10 +257,12 @@ def _first_pass(request: VideoRequest, num_frames: int) -> VideoRequest:
 
 def _made(pipeline: Pipeline, request: VideoRequest, num_frames: int, height: int, width: int) -> dict[str, Any]:
     """Return how a video's first pass was made. Plain JSON."""
-    scheduler = pipeline.scheduler.config
+    scheduler = type(pipeline.scheduler)
+    # Its class decides which word counts: a configuration also keeps the words of the scheduler that it came from.
+    shift = next((name for name in ("flow_shift", "shift") if name in signature(scheduler).parameters), "")
     made: dict[str, Any] = {
-        "scheduler": type(pipeline.scheduler).__name__,
-        "flow_shift": scheduler.get("flow_shift", scheduler.get("shift")),
+        "scheduler": scheduler.__name__,
+        "flow_shift": pipeline.scheduler.config.get(shift),
         "passes": 1,
     }
     if pipeline.config.boundary_ratio is not None:
