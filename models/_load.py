@@ -5,21 +5,17 @@ A family says which classes it runs; this module decides what a broken checkpoin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
-from typing import Any
 
-from models import Checkpoint, Pipeline
+from models import Checkpoint, Pipeline, _shared
+from models._folder import check_folder as check_folder  # both are imported from here as well
+from models._folder import check_safetensors as check_safetensors
 from models.loaded import LoadedModel
+from models.placement import apply, denoisers
 from polyreel.entries import Placement
 from polyreel.errors import CheckpointUnavailable, ConfigurationError, OutOfMemory, PolyreelError
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-#: Files that may run code when they are read (pickles). diffusers would not read them beside safetensors; a folder
-#: that holds them is refused all the same, so that nobody has to find out which file was used.
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def load_model(
@@ -30,6 +26,7 @@ def load_model(
     dtype: str,
     placement: Placement,
     float32: Sequence[str] = (),
+    shared: Sequence[str] = (),
     prepare: Callable[[Pipeline], None] = lambda pipeline: None,
 ) -> LoadedModel:
     """Load a checkpoint folder as the class that its `model_index.json` names.
@@ -41,10 +38,12 @@ def load_model(
         dtype: one of `DTYPES`.
         placement: where the weights go.
         float32: components that stay in float32 whatever `dtype` says, e.g. ("vae",).
+        shared: components that another model may use as well, e.g. ("tokenizer", "text_encoder"): only those that no
+            LoRA, textual inversion or setting of a job ever changes. Shared while both models are resident.
         prepare: changes the pipeline before its weights are placed.
 
     Raises:
-        CheckpointUnavailable: the folder is missing, incomplete, of another class, or holds pickles.
+        CheckpointUnavailable: the folder is missing, incomplete, of another class, or needs pickles or code of its own.
         OutOfMemory: it does not fit on the device.
         ConfigurationError: `dtype` is not one of `DTYPES`.
     """
@@ -58,21 +57,31 @@ def load_model(
     dtypes = {"default": getattr(torch, dtype), **dict.fromkeys(float32, torch.float32)}
     # The concrete class, not DiffusionPipeline: that one ignores some components that a caller passes.
     pipeline_class = getattr(diffusers, class_name)
+    # Offload hooks move a component for the one pipeline that they belong to.
+    names = tuple(shared) if placement.mode in ("auto", "resident") else ()
+    where = {name: {"dtype": "float32" if name in float32 else dtype, "device": device} for name in names}
+    here = {name: found for name in names for found in _shared.find(checkpoint.path, [name], **where[name]).values()}
     try:
         pipeline = pipeline_class.from_pretrained(
-            str(checkpoint.path), local_files_only=True, use_safetensors=True, dtype=dtypes
+            str(checkpoint.path), local_files_only=True, use_safetensors=True, dtype=dtypes, **here
         )
+    except (MemoryError, torch.OutOfMemoryError) as err:
+        raise OutOfMemory(f"{checkpoint.name or checkpoint.path.name} does not fit into memory.", "load") from err
     except Exception as err:  # diffusers and transformers raise a dozen kinds for a broken folder
         raise CheckpointUnavailable(f"{checkpoint.path} does not load as {class_name}: {err}") from err
     prepare(pipeline)
-    return place(pipeline, checkpoint, device=device, dtype=dtype, placement=placement)
+    model = place(pipeline, checkpoint, device=device, dtype=dtype, placement=placement)
+    for name in names:
+        _shared.remember(pipeline, checkpoint.path, [name], **where[name])
+    return model
 
 
 def place(pipeline: Pipeline, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
     """Set a pipeline up as its catalogue entry says, and put its weights where they live.
 
     Raises:
-        CheckpointUnavailable: an unknown scheduler, scheduler setting or attention backend, or no such device.
+        CheckpointUnavailable: an unknown scheduler, scheduler setting or attention backend, a placement that the
+            pipeline cannot do, or no such device.
         OutOfMemory: it does not fit on the device.
     """
     import torch
@@ -80,7 +89,7 @@ def place(pipeline: Pipeline, checkpoint: Checkpoint, *, device: str, dtype: str
     pipeline.set_progress_bar_config(disable=True)
     try:
         set_up(pipeline, checkpoint)
-        pipeline.to(device)
+        placed = apply(pipeline, placement, device=device, dtype=dtype)
     except torch.OutOfMemoryError as err:
         raise OutOfMemory(f"{checkpoint.name or checkpoint.path.name} does not fit on {device}.", "load") from err
     except PolyreelError:
@@ -89,7 +98,7 @@ def place(pipeline: Pipeline, checkpoint: Checkpoint, *, device: str, dtype: str
         raise CheckpointUnavailable(
             f"{checkpoint.name or checkpoint.path.name} does not fit on {device}: {type(err).__name__}: {err}"
         ) from err
-    return LoadedModel(pipeline, checkpoint, device=device, dtype=dtype, placement=placement)
+    return LoadedModel(pipeline, checkpoint, device=device, dtype=dtype, placement=placed)
 
 
 def set_up(pipeline: Pipeline, checkpoint: Checkpoint) -> None:
@@ -120,62 +129,10 @@ def set_up(pipeline: Pipeline, checkpoint: Checkpoint) -> None:
                 raise CheckpointUnavailable(f"step_cache: this model has none: {err}") from err
 
 
-def denoisers(pipeline: Pipeline) -> list[Any]:
-    """Return the modules that denoise: one, or two for Wan 2.2 A14B."""
-    found = [getattr(pipeline, name, None) for name in ("transformer", "transformer_2", "unet")]
-    return [module for module in found if module is not None]
-
-
 def check_dtype(dtype: str) -> None:
     """Raise `ConfigurationError` unless `dtype` is one of `DTYPES`."""
     if dtype not in DTYPES:
         raise ConfigurationError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-
-
-def check_folder(checkpoint: Path, class_names: Collection[str]) -> str:
-    """Refuse what would fail, or run code, in the middle of loading.
-
-    Returns:
-        The pipeline class that the folder names, one of `class_names`.
-
-    Raises:
-        CheckpointUnavailable: names the file and what to do about it.
-    """
-    if not checkpoint.is_dir():
-        raise CheckpointUnavailable(f"{checkpoint} is not a folder; give a checkpoint folder in diffusers layout.")
-
-    index = checkpoint / "model_index.json"
-    if not index.is_file():
-        raise CheckpointUnavailable(f"{index} is missing; a checkpoint folder in diffusers layout has this file.")
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        found = content["_class_name"]
-    except (ValueError, KeyError, TypeError) as err:
-        raise CheckpointUnavailable(f"{index} is damaged or names no _class_name; fetch it again.") from err
-    if found not in class_names:
-        raise CheckpointUnavailable(
-            f"{index} says {found}, and this family runs {', '.join(sorted(class_names))}; "
-            "choose another family or another checkpoint."
-        )
-
-    for name, value in content.items():
-        # Components are [library, class]; [null, null] is one that this checkpoint goes without.
-        if isinstance(value, list) and value[0] is not None and not (checkpoint / name).is_dir():
-            raise CheckpointUnavailable(
-                f"{checkpoint / name} is missing; the checkpoint is incomplete, fetch it again."
-            )
-
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    for path in files:
-        if path.suffix.lower() in PICKLES:
-            raise CheckpointUnavailable(
-                f"{path} is a pickle, which may run code when it is read; only safetensors are loaded. "
-                "Convert it, or delete it when the folder has the same weights as safetensors."
-            )
-    for path in files:
-        if path.suffix == ".safetensors":
-            check_safetensors(path)
-    return str(found)
 
 
 def quiet_libraries() -> None:
@@ -191,15 +148,3 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-
-
-def check_safetensors(path: Path) -> None:
-    """Raise `CheckpointUnavailable` when a file is cut short or is not safetensors; reads its header only."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # Reads the header and compares its offsets with the length of the file, not the weights.
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as err:
-        raise CheckpointUnavailable(f"{path} is incomplete or damaged ({err}); fetch it again.") from err

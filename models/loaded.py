@@ -6,6 +6,7 @@ from typing import Any
 
 from models import Checkpoint, Pipeline
 from models._adapters import Adapters
+from models.placement import weights_bytes
 from polyreel.entries import Placement
 
 
@@ -19,6 +20,7 @@ class LoadedModel:
 
     Attributes:
         adapters: the LoRAs that are loaded beside it.
+        weights_bytes: of all components as they were loaded, wherever they are.
         keep: whatever else a family loads once and keeps with the model, by name.
     """
 
@@ -31,6 +33,7 @@ class LoadedModel:
         self.dtype = dtype
         self.placement = placement
         self.adapters = Adapters(pipeline)
+        self.weights_bytes = weights_bytes(pipeline)
         self.keep: dict[str, Any] = {}  # Any: a family's own
         self._variants: dict[str, Pipeline] = {}
 
@@ -74,6 +77,7 @@ class LoadedModel:
             "placement": self.placement.mode,
             "fp8": bool(self.placement.fp8),
             "vae_tiling": self.placement.vae_tiling,
+            "vae_slicing": self.placement.vae_slicing,
             "attention": self.checkpoint.attention or "native",
             "step_cache": self.checkpoint.step_cache,
         }

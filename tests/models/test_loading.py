@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -55,12 +56,111 @@ def test_a_checkpoint_of_another_class_is_refused(copy):
         load(copy)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.ckpt", "weights.PT"])
-def test_a_pickle_is_refused_and_never_read(copy, name):
-    (copy / "vae" / name).write_bytes(b"\x80\x04.")
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
 
-    with pytest.raises(CheckpointUnavailable, match=f"vae/{name} is a pickle"):
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def lay_pickles(copy: Path, mark: Path) -> None:
+    """Put a pickle beside every component's weights, under the names that diffusers and transformers read."""
+    for weights in copy.glob("*/*.safetensors"):
+        for name in ("pytorch_model.bin", "diffusion_pytorch_model.bin", "weights.PT"):
+            (weights.parent / name).write_bytes(pickle.dumps(Bomb(mark)))
+
+
+def test_pickles_beside_safetensors_are_let_be_and_never_read(copy, tmp_path):
+    lay_pickles(copy, tmp_path / "mark")
+    load(copy)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("component", ["vae", "text_encoder"])
+def test_a_pickle_in_the_place_of_safetensors_is_refused_and_never_read(copy, tmp_path, component):
+    lay_pickles(copy, tmp_path / "mark")
+    for weights in (copy / component).glob("*.safetensors"):
+        weights.unlink()
+
+    with pytest.raises(CheckpointUnavailable, match=f"{component}/diffusion_pytorch_model.bin is a pickle"):
         load(copy)
+    assert not (tmp_path / "mark").exists()
+    pickle.loads((copy / component / "weights.PT").read_bytes())
+    assert (tmp_path / "mark").exists()  # it would have been noticed
+
+
+def test_weights_in_a_variant_alone_are_named(copy):
+    [weights] = (copy / "vae").glob("*.safetensors")
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+
+    with pytest.raises(CheckpointUnavailable, match=r"found: diffusion_pytorch_model\.fp16\.safetensors"):
+        load(copy)
+
+
+def shard(copy: Path, names: object) -> None:
+    """Replace the text encoder's weights by an index that names shards."""
+    [weights] = (copy / "text_encoder").glob("*.safetensors")
+    weights.rename(weights.with_name("model-00001-of-00002.safetensors"))
+    (copy / "text_encoder" / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": names})
+    )
+
+
+def test_a_missing_shard_is_named_before_anything_is_loaded(copy):
+    shard(copy, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
+
+    with pytest.raises(CheckpointUnavailable, match=r"text_encoder/model-00002-of-00002\.safetensors is missing"):
+        families()[FAMILY_OF[copy.name]].check(Checkpoint(copy))
+
+
+@pytest.mark.parametrize("names", [None, [], {}, {"a": "../vae/model.safetensors"}, {"a": 1}])
+def test_a_damaged_index_of_shards_is_named(copy, names):
+    shard(copy, names)
+
+    with pytest.raises(CheckpointUnavailable, match=r"model\.safetensors\.index\.json is damaged"):
+        families()[FAMILY_OF[copy.name]].check(Checkpoint(copy))
+
+
+def test_shards_that_are_all_there_load(copy):
+    from safetensors import safe_open
+
+    [weights] = (copy / "text_encoder").glob("*.safetensors")
+    with safe_open(weights, "numpy") as file:
+        names = list(file.keys())
+    shard(copy, dict.fromkeys(names, "model-00001-of-00002.safetensors"))
+    load(copy)
+
+
+def change_index(copy: Path, **fields: object) -> None:
+    index = copy / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **fields}))
+
+
+@pytest.mark.parametrize("library", ["my_vae", "diffusers_modules", "os"])
+def test_a_component_of_another_library_is_refused(copy, library):
+    change_index(copy, vae=[library, "AutoencoderKL"])
+
+    with pytest.raises(
+        CheckpointUnavailable, match=rf"vae is a custom component \({library}\): code from the checkpoint"
+    ):
+        families()[FAMILY_OF[copy.name]].check(Checkpoint(copy))
+
+
+def test_code_in_a_components_folder_is_refused(copy):
+    (copy / "vae" / "diffusers.py").write_text("raise SystemExit")
+
+    with pytest.raises(CheckpointUnavailable, match=r"vae is a custom component \(diffusers\.py\)"):
+        families()[FAMILY_OF[copy.name]].check(Checkpoint(copy))
+
+
+def test_a_custom_pipeline_is_refused(copy):
+    change_index(copy, _class_name=["my_pipeline", "WanPipeline"])
+
+    with pytest.raises(CheckpointUnavailable, match="names the custom pipeline"):
+        families()[FAMILY_OF[copy.name]].check(Checkpoint(copy))
 
 
 def test_a_truncated_safetensors_file_is_named(copy):
