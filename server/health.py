@@ -24,18 +24,23 @@ async def ready(request: Request) -> Response:
         workers = await services(request).workers()
     except QueueUnavailable as err:
         return JSONResponse({"ready": False, "reasons": [err.message]}, status_code=503, headers={"Retry-After": "2"})
-    models = sorted({str(model) for about in workers for model in _list(about.get("models"))})
+    models = _names(workers, "models")
+    unavailable = [model for model in _names(workers, "unavailable") if model not in models]
     reasons = []
     if not workers:
         reasons.append("No worker is running (it may still be starting): polyreel worker, or polyreel up.")
     elif not models:
-        broken = sorted({str(model) for about in workers for model in _list(about.get("unavailable"))})
-        reasons = [f"Model {model} cannot run; the worker's log says why." for model in broken]
+        # Why is for the operator: it names folders and files, and this route asks for no key.
+        reasons = [
+            f"Model {model} cannot run; `polyreel models` and the worker's log say why." for model in unavailable
+        ]
         reasons = reasons or ["Every worker is stopping."]
     if reasons:
         return JSONResponse({"ready": False, "reasons": reasons}, status_code=503, headers={"Retry-After": "2"})
-    return JSONResponse({"ready": True, "workers": len(workers), "models": models})
+    return JSONResponse({"ready": True, "workers": len(workers), "models": models, "unavailable": unavailable})
 
 
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
+def _names(workers: list[dict[str, object]], field: str) -> list[str]:
+    """Return every model that a heartbeat names in a field, a list or a mapping by name."""
+    said = [about.get(field) for about in workers]
+    return sorted({str(model) for names in said if isinstance(names, list | dict) for model in names})

@@ -141,10 +141,12 @@ async def test_ready_says_that_no_worker_runs(api: Api) -> None:
 
 
 async def test_ready_says_why_no_model_can_run(api: Api) -> None:
-    api.records.beat("one", {"models": [], "unavailable": ["ltx-tiny"]})
+    api.records.beat("one", {"models": [], "unavailable": {"ltx-tiny": "/srv/weights/ltx is not a folder"}})
     answer = await api.http.get("/ready")
     assert answer.status_code == 503
-    assert answer.json()["reasons"] == ["Model ltx-tiny cannot run; the worker's log says why."]
+    assert answer.json()["reasons"] == [
+        "Model ltx-tiny cannot run; `polyreel models` and the worker's log say why."  # no path: no key was asked for
+    ]
 
 
 async def test_ready_with_workers_names_their_models(api: Api) -> None:
@@ -152,7 +154,12 @@ async def test_ready_with_workers_names_their_models(api: Api) -> None:
     api.records.beat("two", {"models": ["animatediff-tiny", "ltx-tiny"]})
     answer = await api.http.get("/ready")
     assert answer.status_code == 200
-    assert answer.json() == {"ready": True, "workers": 2, "models": ["animatediff-tiny", "ltx-tiny"]}
+    assert answer.json() == {
+        "ready": True,
+        "workers": 2,
+        "models": ["animatediff-tiny", "ltx-tiny"],
+        "unavailable": ["wan-tiny"],
+    }
 
 
 @pytest.fixture
