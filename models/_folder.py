@@ -27,7 +27,7 @@ _WEIGHTS = (
 )
 
 #: Ends of class names of components without weights.
-_WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ProcessorFast", "Extractor")
+_WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ProcessorFast", "ProcessorPil", "Extractor")
 
 
 def check_folder(checkpoint: Path, class_names: Collection[str]) -> str:

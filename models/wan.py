@@ -1,14 +1,6 @@
 """Wan 2.1 and 2.2: text to video, pictures for the first and last frame, and upscaling by a second pass.
 
-Checkpoints are folders in diffusers layout. Their `model_index.json` says which layout they are of:
-
-| `_class_name` | further | such as |
-|---|---|---|
-| WanPipeline | | Wan-AI/Wan2.1-T2V-1.3B-Diffusers, -14B |
-| WanPipeline | transformer_2, boundary_ratio | Wan-AI/Wan2.2-T2V-A14B-Diffusers |
-| WanPipeline | expand_timesteps | Wan-AI/Wan2.2-TI2V-5B-Diffusers: text, or a picture for the first frame |
-| WanImageToVideoPipeline | image_encoder | Wan-AI/Wan2.1-I2V-14B-480P-Diffusers, -720P, Wan2.1-FLF2V-14B-720P |
-| WanImageToVideoPipeline | transformer_2, boundary_ratio | Wan-AI/Wan2.2-I2V-A14B-Diffusers |
+Which checkpoint does what is in `models._wan_layouts`.
 
 Frames come as 4k + 1; sizes in multiples of 16, or of 32 for TI2V, whose VAE compresses twice as much. What is too
 much is cut off: frames at the end, pixels at the borders. With a picture for the last frame the end cannot go: then
@@ -20,12 +12,9 @@ Source: Wan, arXiv 2503.20314; https://huggingface.co/docs/diffusers/api/pipelin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import wraps
 from inspect import signature
-from math import lcm
 from typing import Any
 
 import numpy as np
@@ -37,13 +26,11 @@ from models._pictures import cover, enlarge
 from models._progress import Meter
 from models._run import finish, generators, only_prompt, run_batches, run_pipeline
 from models._second_pass import SecondPassPipeline, num_steps
+from models._wan_layouts import CLASSES, IMAGE_CLASS, check_layout, join_pictures, multiples
 from models.loaded import LoadedModel
 from polyreel.entries import Placement, Task
-from polyreel.errors import CheckpointUnavailable, InvalidRequest, NotServedYet
+from polyreel.errors import InvalidRequest, NotServedYet
 from polyreel.request import PromptSpan, VideoRequest
-
-_TEXT, _IMAGE = "WanPipeline", "WanImageToVideoPipeline"
-_CLASSES = frozenset({_TEXT, _IMAGE})
 
 
 class Wan:
@@ -52,24 +39,20 @@ class Wan:
     name = "wan"
 
     def check(self, checkpoint: Checkpoint) -> frozenset[Task]:
-        class_name = check_folder(checkpoint.path, _CLASSES)
-        index = _read(checkpoint, "model_index.json")
-        transformer = _read(checkpoint, "transformer/config.json")
-        _check_transformers(checkpoint, index)
-        return _tasks(class_name, bool(index.get("expand_timesteps")), transformer)
+        return check_layout(checkpoint.path, check_folder(checkpoint.path, CLASSES))
 
     def load(self, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
         tasks = self.check(checkpoint)
         model = load_model(
             checkpoint,
-            _CLASSES,
+            CLASSES,
             device=device,
             dtype=dtype,
             placement=placement,
             # Wan's VAE is meant to run in float32; in bfloat16 the frames show blocks and wrong colours.
             float32=("vae",),
             shared=("tokenizer", "text_encoder"),  # one UMT5 serves all of Wan, and no LoRA touches it
-            prepare=_join_pictures,
+            prepare=join_pictures,
         )
         model.keep["tasks"] = tasks
         return model
@@ -87,7 +70,7 @@ class Wan:
         request, upscale = batch[0].request, batch[0].request.upscale
         pictures = _pictures(batch[0], model.keep["tasks"])
         pipeline = _pipeline(model, with_pictures=bool(pictures))
-        vertical, horizontal = _multiples(pipeline)
+        vertical, horizontal = multiples(pipeline)
         num_frames = legal_frames(request.num_frames, pipeline.vae_scale_factor_temporal)
         own_generators = generators(batch)
 
@@ -154,58 +137,6 @@ def spread(made: int, wanted: int) -> list[int]:
     return [int(index) for index in np.linspace(0, made - 1, wanted).round()]
 
 
-def _read(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """Read one of a checkpoint's json files."""
-    path = checkpoint.path / name
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
-    except (OSError, ValueError) as err:
-        raise CheckpointUnavailable(f"{path} is missing or damaged; fetch it again.") from err
-
-
-def _check_transformers(checkpoint: Checkpoint, index: dict[str, Any]) -> None:
-    """Refuse one transformer of two, and two of which one would never be used."""
-    has_second = (index.get("transformer_2") or [None])[0] is not None
-    ratio = index.get("boundary_ratio")
-    if has_second != (ratio is not None):
-        raise CheckpointUnavailable(
-            f"{checkpoint.path / 'model_index.json'} has boundary_ratio {ratio} and "
-            f"{'a' if has_second else 'no'} transformer_2; both belong together, fetch it again."
-        )
-
-
-def _tasks(class_name: str, expand_timesteps: bool, transformer: dict[str, Any]) -> frozenset[Task]:
-    """Return what a layout can do; `transformer` is its configuration."""
-    if class_name == _TEXT:
-        # TI2V writes the picture over the first latent frame and has no place for a last one.
-        return frozenset({"t2v", "i2v", "upscale"}) if expand_timesteps else frozenset({"t2v", "upscale"})
-    if transformer.get("pos_embed_seq_len"):
-        # FLF2V: its position embedding is for the tokens of two pictures, no fewer.
-        return frozenset({"first_last", "upscale"})
-    return frozenset({"i2v", "upscale"}) if expand_timesteps else frozenset({"i2v", "first_last", "upscale"})
-
-
-def _join_pictures(pipeline: Pipeline) -> None:
-    """Let Wan 2.1 I2V attend to two pictures: their CLIP tokens side by side, as FLF2V has them.
-
-    The pipeline stacks the pictures as samples of a batch, which only FLF2V's position embedding turns into tokens of
-    one; without it the call fails. The checkpoint takes any number of tokens, but was published for one picture:
-    how good its last frames are was not looked at.
-    """
-    config = pipeline.transformer.config
-    if config.image_dim is None or config.pos_embed_seq_len:
-        return
-    encode_image = pipeline.encode_image
-
-    @wraps(encode_image)
-    def encode_images_as_one(*args: Any, **kwargs: Any) -> Any:
-        embeds = encode_image(*args, **kwargs)  # (pictures, 257, image_dim)
-        return embeds.flatten(0, 1).unsqueeze(0)  # (1, pictures * 257, image_dim)
-
-    pipeline.encode_image = encode_images_as_one
-
-
 def _pictures(prepared: PreparedRequest, tasks: frozenset[Task]) -> dict[str, np.ndarray]:
     """Return the pictures of a request under the pipeline's names for them: `image`, `last_image`, or none.
 
@@ -235,19 +166,9 @@ def _pictures(prepared: PreparedRequest, tasks: frozenset[Task]) -> dict[str, np
 
 def _pipeline(model: LoadedModel, *, with_pictures: bool) -> Pipeline:
     """Return the pipeline class that runs a request, over the model's weights."""
-    if with_pictures and type(model.pipeline).__name__ != _IMAGE:
-        return model.variant(_IMAGE)
+    if with_pictures and type(model.pipeline).__name__ != IMAGE_CLASS:
+        return model.variant(IMAGE_CLASS)
     return model.pipeline
-
-
-def _multiples(pipeline: Pipeline) -> tuple[int, int]:
-    """Return what height and width are multiples of: one patch of the transformer, seen in pixels.
-
-    The pipeline itself checks for 16 only and floors to the patch in silence: 80 would become 64 for TI2V.
-    """
-    _, patch_height, patch_width = pipeline.transformer.config.patch_size
-    scale = pipeline.vae_scale_factor_spatial
-    return lcm(16, scale * patch_height), lcm(16, scale * patch_width)
 
 
 def _first_pass(request: VideoRequest, num_frames: int) -> VideoRequest:

@@ -317,12 +317,12 @@ def through_the_vae(pipeline, frames):
     return 255 * pipeline.video_processor.postprocess_video(video, output_type="np")[0]
 
 
-def test_a_weak_second_pass_belongs_to_the_second_transformer_alone(wan, ask):
+def test_a_weak_second_pass_belongs_to_the_second_transformer_under_its_own_guidance(wan, ask):
     upscale = Upscale(96, 96, 0.25, guidance_scale=1.0, num_inference_steps=4)
     with calls(*transformers(wan(T2V22))) as [high, low]:
-        wan(T2V22).generate(ask(guidance_scale=1.0, num_inference_steps=1, upscale=upscale))
+        wan(T2V22).generate(ask(guidance_scale=4.0, num_inference_steps=1, upscale=upscale))
 
-    assert [int(kwargs["timestep"][0]) for kwargs in high] == [999]
+    assert [int(kwargs["timestep"][0]) for kwargs in high] == [999, 999]
     assert [int(kwargs["timestep"][0]) for kwargs in low] == [500]
     assert [tuple(kwargs["hidden_states"].shape) for kwargs in low] == [(1, 16, 2, 12, 12)]
 
