@@ -30,10 +30,15 @@ _WEIGHTS = (
 _WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ProcessorFast", "ProcessorPil", "Extractor")
 
 
-def check_folder(checkpoint: Path, class_names: Collection[str]) -> str:
+def check_folder(checkpoint: Path, class_names: Collection[str], unused: Collection[str] = ()) -> str:
     """Refuse what would fail, or run code, in the middle of loading.
 
     Pickles beside safetensors are let be: many repositories hold both, and `use_safetensors=True` never opens them.
+
+    Args:
+        checkpoint: in diffusers layout.
+        class_names: diffusers pipeline classes that the family runs.
+        unused: components that the family never loads, such as "safety_checker"; they need not be there.
 
     Returns:
         The pipeline class that the folder names, one of `class_names`.
@@ -50,7 +55,8 @@ def check_folder(checkpoint: Path, class_names: Collection[str]) -> str:
             "choose another family or another checkpoint."
         )
     for name, (library, class_name) in components(checkpoint).items():
-        _check_component(checkpoint / name, library, class_name)
+        if name not in unused:
+            _check_component(checkpoint / name, library, class_name)
     return str(found)
 
 

@@ -28,6 +28,9 @@ from polyreel.errors import AdapterUnavailable, CheckpointUnavailable, OutOfMemo
 
 _WHOLE, _IMAGES = "AnimateDiffPipeline", "StableDiffusionPipeline"
 
+#: Components that folders for images have, and nobody here loads; the first is 1.2 GB.
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+
 #: Roles that an entry's `parts` may have.
 PARTS = ("motion_adapter", "lcm_lora", "config")
 
@@ -111,7 +114,7 @@ def mend_clip_skip(pipeline: Pipeline) -> None:
 
 
 def _class_of(folder: Path) -> str:
-    return check_folder(folder, [_WHOLE, _IMAGES])
+    return check_folder(folder, [_WHOLE, _IMAGES], unused=_UNUSED)
 
 
 def _check_motion_adapter(parts: dict[str, Path], unet: dict[str, Any]) -> None:
@@ -172,7 +175,13 @@ def _animate(checkpoint: Checkpoint, dtype: Any) -> Pipeline:
         return load_single_file(checkpoint.path, checkpoint.parts.get("config"), adapter, dtype)
     try:
         return diffusers.AnimateDiffPipeline.from_pretrained(
-            str(checkpoint.path), motion_adapter=adapter, local_files_only=True, use_safetensors=True, dtype=dtype
+            str(checkpoint.path),
+            motion_adapter=adapter,
+            feature_extractor=None,
+            image_encoder=None,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise

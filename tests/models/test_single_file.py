@@ -97,6 +97,18 @@ def test_the_motion_adapter_is_in_memory_once(parts):
     assert pipeline.motion_adapter.dtype == pipeline.unet.dtype
 
 
+def test_a_folder_for_images_need_not_have_its_safety_checker(parts, tmp_path, ask):
+    folder = shutil.copytree(parts["sd15"], tmp_path / "sd15")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+    model = load(of_folder({**parts, "sd15": folder}))
+
+    assert np.array_equal(generate(model, ask()), generate(load(of_folder(parts)), ask()))
+
+
 # Schedulers
 
 
