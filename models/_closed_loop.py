@@ -2,13 +2,17 @@
 
 How: time is a circle, at every step and in every motion module (`models._windows`): the windows through which the
 modules look go over the end of the video and on with its beginning. The last prompt fades back into the first one
-before the end. Nothing else in AnimateDiff knows of time, so there is no seam to hide: moving the starting noise on
-by one stride gives the same video, moved on. It takes any scheduler, any number of frames, and pictures and second
-passes as open videos do. A short video takes as many windows as a long one per frame: 16 frames need four where an
-open video needs one, and motion modules are a small part of a step.
+before the end, and pictures are as near from behind as from ahead. Nothing else in AnimateDiff knows of time, so there
+is no seam to hide: starting noise that is moved on by a stride (where it divides the frames) gives the same video,
+moved on. It takes any scheduler, any number of frames, and second passes. It costs up to four times the windows of
+an open video, in the attention of the motion modules alone.
 
-Not chosen: rolling the latents between steps, which closes the loop on average over the steps only and needs a
-scheduler without memory; fading the end over into the beginning, or playing back and forth, which show.
+Measured, on motion modules that smooth over time: the step from the last frame to the first is 0.8 to 0.9 of that
+between neighbours; in the same videos left open it is 2 (8 frames) to 12 times that (24 frames).
+
+Not chosen: rolling the latents between steps, which needs a scheduler without memory and moves the seam to where the
+end lay in the last step (about 5 times a step between neighbours, measured alike); fading the end over into the
+beginning, or playing back and forth, which show.
 
 Other families: Wan and LTX look at all frames at once and cannot be closed so. Their picture to video models can be
 given one picture as the first and as the last frame, which closes the loop where somebody has such a picture.

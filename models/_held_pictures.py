@@ -5,7 +5,7 @@ AnimateDiff knows no pictures. What is done instead, for each frame that is to s
 1. The picture is encoded by the VAE.
 2. The frame starts from the picture noised to the level of the first step. The other frames start from their own noise
    with a little of the same: a share that falls in a straight line to 0 at the next picture, or where there is none,
-   as many frames away as the video has.
+   as many frames away as the video has. In a closed loop it falls in both directions round the loop.
 3. After every step the frame's latents are put back to the picture's, noised to the level that the step arrived at,
    as in inpainting; after the last step to the picture's own. So the frame decodes to what the VAE makes of the
    picture, and the motion modules show it to its neighbours at every step.
@@ -61,14 +61,25 @@ def pictures_by_frame(prepared: PreparedRequest) -> dict[int, Held]:
     return held
 
 
-def shares(frames: Mapping[int, Held], num_frames: int) -> np.ndarray:
-    """Return how much of each picture each frame starts from, (pictures, num_frames), pictures in order of frames."""
+def shares(frames: Mapping[int, Held], num_frames: int, *, closed: bool = False) -> np.ndarray:
+    """Return how much of each picture each frame starts from, (pictures, num_frames), pictures in order of frames.
+
+    Args:
+        closed: the video is a loop: the picture after the last one is the first one again, and a picture alone is
+            nowhere farther away than half the video.
+    """
     order = sorted(frames)
+    reach = num_frames / 2 if closed else num_frames
+    is_ring = closed and len(order) > 1
+    before = order[-1] - num_frames if is_ring else order[0] - reach
+    after = order[0] + num_frames if is_ring else order[-1] + reach
+    turns = (-num_frames, 0, num_frames) if closed else (0,)
     tents = []
-    for before, frame, after in zip([None, *order], order, [*order[1:], None], strict=False):
-        left = frame - num_frames if before is None else before
-        right = frame + num_frames if after is None else after
-        tents.append(np.interp(np.arange(num_frames), [left, frame, right], [0, frames[frame].strength, 0]))
+    for left, frame, right in zip([before, *order], order, [*order[1:], after], strict=False):
+        heights = [0, frames[frame].strength, 0]
+        tents.append(
+            np.max([np.interp(np.arange(num_frames) + turn, [left, frame, right], heights) for turn in turns], 0)
+        )
     return np.stack(tents)
 
 
@@ -80,12 +91,16 @@ class HeldPictures:
             already and get no share of the pictures.
         frames: pictures by frame, at least one.
         height, width: of the call, in pixels.
+        closed: the video is a loop.
     """
 
-    def __init__(self, pipeline: Pipeline, frames: Mapping[int, Held], height: int, width: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, frames: Mapping[int, Held], height: int, width: int, *, closed: bool = False
+    ) -> None:
         self._pipeline = pipeline
         self._frames = {frame: frames[frame] for frame in sorted(frames)}
         self._height, self._width = height, width
+        self._closed = closed
         self._clean: Tensor = None  # latents of the pictures, (pictures, C, h, w), float32
         self._noise: Tensor = None  # of the frames that show them, likewise
 
@@ -127,7 +142,7 @@ class HeldPictures:
         if timestep is None:
             timestep = scheduler.timesteps[:1]
             noise = start / scheduler.init_noise_sigma
-            weights = shares(self._frames, plain.shape[2])  # (pictures, F)
+            weights = shares(self._frames, plain.shape[2], closed=self._closed)  # (pictures, F)
         else:
             # The noise of a noised video is not known any more.
             noise = torch.randn(plain.shape, generator=generator).to(plain.device)

@@ -34,7 +34,10 @@ def window_starts(num_frames: int, length: int, stride: int, *, closed: bool) ->
         closed: windows start all over the video and go on with its first frames after the last one.
     """
     if closed:
-        return list(range(0, num_frames, stride))
+        # As even as frames allow, and none where the video starts: steps between frames are a little larger where a
+        # window begins (by a seventh, measured on motion modules that smooth), and the loop closes between two such.
+        count = -(-num_frames // stride)
+        return [number * num_frames // count + stride // 2 for number in range(count)]
     last = num_frames - length
     starts = list(range(0, last + 1, stride))
     return starts if starts[-1] == last else [*starts, last]

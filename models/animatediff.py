@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 
 from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video
+from models._clip_text import Prompts
+from models._closed_loop import METHOD as CLOSED_LOOP
+from models._embeddings import read_embeddings
 from models._free_init import NUM_ITERATIONS, free_init
 from models._free_noise import free_noise, prompts_by_frame
 from models._geometry import round_up
@@ -26,6 +29,7 @@ from models._held_pictures import HeldPictures, pictures_by_frame
 from models._load import check_folder, load_model
 from models._pictures import enlarge
 from models._progress import Meter
+from models._prompt_chunks import is_long
 from models._run import AfterStep, finish, generators, run_batches, run_pipeline
 from models._second_pass import num_steps
 from models.loaded import LoadedModel
@@ -34,7 +38,17 @@ from polyreel.request import Upscale, VideoRequest
 
 #: What every checkpoint of the family can do.
 TASKS: frozenset[Task] = frozenset(
-    {"t2v", "i2v", "first_last", "keyframes", "prompt_travel", "upscale", "improved_sampling"}
+    {
+        "t2v",
+        "i2v",
+        "first_last",
+        "keyframes",
+        "prompt_travel",
+        "closed_loop",
+        "embeddings",
+        "upscale",
+        "improved_sampling",
+    }
 )
 
 _CLASSES = frozenset({"AnimateDiffPipeline"})
@@ -82,16 +96,20 @@ class AnimateDiff:
             on_progress,
             steps=total_steps,
             run=lambda batch, meter: self._generate(model, batch, meter),
-            # diffusers takes one prompt or a dict of prompts under FreeNoise, no list.
-            runs_alone=lambda request: _needs_free_noise(model.pipeline, request),
+            # diffusers takes one prompt or a dict of prompts under FreeNoise, no list; and a long prompt would give
+            # those beside it more chunks than they have alone.
+            runs_alone=lambda request: (
+                _needs_free_noise(model.pipeline, request) or is_long(model.pipeline.tokenizer, _texts(request))
+            ),
         )
 
     def _generate(self, model: LoadedModel, batch: list[PreparedRequest], meter: Meter) -> list[Video]:
         generator = generators(batch)
         request = batch[0].request
+        prompts = _prompts(model, batch)
         one = _first_pass(model, request)
-        frames = self._run(model, batch, meter, one, generator)  # (B, F, H, W, 3), 0..1
-        made = _made(model, request, one)
+        frames = self._run(model, batch, meter, one, generator, prompts)  # (B, F, H, W, 3), 0..1
+        made = _made(model, request, one) | prompts.facts
         if request.upscale is None:
             videos = zip(frames, batch, strict=True)
             return [Video(finish(video, prepared.request), made=dict(made)) for video, prepared in videos]
@@ -102,16 +120,23 @@ class AnimateDiff:
         if not num_steps(upscale):
             return [Video(enlarge(small, upscale.height, upscale.width), made=made)]
         one = _second_pass(model, upscale, small)
-        frames = self._run(model, batch, meter, one, generator)
+        frames = self._run(model, batch, meter, one, generator, prompts)
         made["passes"] = 2
         made["second_pass"] = {"num_inference_steps": num_steps(upscale), "height": one.height, "width": one.width}
         return [Video(finish(frames[0], request), made=made)]
 
     def _run(
-        self, model: LoadedModel, batch: list[PreparedRequest], meter: Meter, one: _Pass, generator: list[Any]
+        self,
+        model: LoadedModel,
+        batch: list[PreparedRequest],
+        meter: Meter,
+        one: _Pass,
+        generator: list[Any],
+        prompts: Prompts,
     ) -> np.ndarray:
         """Run one pass; return (B, F, H, W, 3), float32, 0..1."""
         with ExitStack() as undo:
+            undo.enter_context(prompts.on(one.pipeline))
             hooks = _states(undo, batch, one)
             frames: np.ndarray = run_pipeline(
                 model,
@@ -166,6 +191,16 @@ def _second_pass(model: LoadedModel, upscale: Upscale, frames: np.ndarray) -> _P
     )
 
 
+def _prompts(model: LoadedModel, batch: list[PreparedRequest]) -> Prompts:
+    """Return the prompts of a batch, as they are to be read; several with embeddings are never in one batch."""
+    texts = [text for prepared in batch for text in _texts(prepared.request)]
+    return Prompts(model.pipeline.tokenizer, texts, read_embeddings(batch[0].embeddings, model.pipeline))
+
+
+def _texts(request: VideoRequest) -> list[str]:
+    return [*(span.prompt for span in request.prompts), request.negative_prompt]
+
+
 def _arguments(batch: list[PreparedRequest], one: _Pass) -> dict[str, Any]:
     """Return the arguments of a pass's call of its pipeline."""
     request = batch[0].request
@@ -195,11 +230,13 @@ def _states(undo: ExitStack, batch: list[PreparedRequest], one: _Pass) -> list[A
     if not one.is_first:
         undo.enter_context(_same_vae_dtype(pipeline))
     if _needs_free_noise(pipeline, request):
-        undo.enter_context(free_noise(pipeline, request.num_frames))
+        closed_from = max(prompts_by_frame(request)) if request.closed_loop else None
+        undo.enter_context(free_noise(pipeline, request.num_frames, closed_from=closed_from))
     if one.is_first and request.improved_sampling_seed is not None:
         undo.enter_context(free_init(pipeline, request.improved_sampling_seed))
     if request.images:
-        pictures = HeldPictures(pipeline, pictures_by_frame(batch[0]), one.height, one.width)
+        frames = pictures_by_frame(batch[0])
+        pictures = HeldPictures(pipeline, frames, one.height, one.width, closed=request.closed_loop)
         undo.enter_context(pictures.on())
         hooks.append(pictures.after_step)
     return hooks
@@ -230,7 +267,9 @@ def _same_vae_dtype(pipeline: Pipeline) -> Iterator[None]:
 
 def _needs_free_noise(pipeline: Pipeline, request: VideoRequest) -> bool:
     longest: int = pipeline.unet.config.motion_max_seq_length
-    return len(request.prompts) > 1 or request.num_frames > longest
+    # A single frame is a loop as it is.
+    is_loop = request.closed_loop and request.num_frames > 1
+    return len(request.prompts) > 1 or request.num_frames > longest or is_loop
 
 
 def _clip_skip(pipeline: Pipeline, request: VideoRequest) -> int | None:
@@ -252,6 +291,8 @@ def _made(model: LoadedModel, request: VideoRequest, first: _Pass) -> dict[str, 
         made["denoised"] = {"num_frames": request.num_frames, "height": first.height, "width": first.width}
     if request.improved_sampling_seed is not None:
         made["free_init"] = {"iterations": NUM_ITERATIONS, "seed": request.improved_sampling_seed}
+    if request.closed_loop:
+        made["closed_loop"] = CLOSED_LOOP
     if request.images:
         made["pictures"] = "replacement"
     return made
