@@ -22,7 +22,8 @@ from pathlib import Path
 
 from models import Pipeline
 from models._load import quiet_libraries
-from models.tiny import animatediff, ltx, wan
+from models.tiny import animatediff, ltx, sd15_file, wan
+from models.tiny._parts import Module
 from models.tiny.adapters import ADAPTERS
 from polyreel.errors import CheckpointUnavailable, did_you_mean
 
@@ -42,6 +43,12 @@ TINY: dict[str, Tiny] = {
     for name, make in layouts.items()
 }
 
+#: The same for models that a checkpoint uses beside its own, such as an upsampler: folders of one model.
+PARTS: dict[str, Callable[[], Module]] = {**ltx.PARTS, **animatediff.PARTS}
+
+#: And for what is one file of tensors: adapters, and a checkpoint as people own it.
+FILES = {**ADAPTERS, **sd15_file.FILES}
+
 
 @cache
 def layout_version() -> str:
@@ -57,24 +64,24 @@ def layout_version() -> str:
 
 
 def build(name: str, root: Path) -> Path:
-    """Return a tiny checkpoint or adapter below `root`, making it if it is not there yet.
+    """Return a tiny checkpoint, part or file below `root`, making it if it is not there yet.
 
     Args:
-        name: a key of `TINY` or `ADAPTERS`.
+        name: a key of `TINY`, `PARTS` or `FILES`.
         root: folder for the tiny checkpoints; made if missing. Takes about 3 MB per checkpoint.
 
     Returns:
-        `root/NAME-VERSION`, a complete folder in diffusers layout; `root/NAME-VERSION.safetensors` for an adapter.
+        `root/NAME-VERSION`, a complete folder in diffusers layout; `root/NAME-VERSION.safetensors` for a file.
 
     Raises:
         CheckpointUnavailable: there is no tiny checkpoint of this name, or `root` cannot be written.
     """
-    known = [*TINY, *ADAPTERS]
+    known = [*TINY, *PARTS, *FILES]
     if name not in known:
         raise CheckpointUnavailable(
             f"There is no tiny checkpoint {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
         )
-    path = root / f"{name}-{layout_version()}{'.safetensors' if name in ADAPTERS else ''}"
+    path = root / f"{name}-{layout_version()}{'.safetensors' if name in FILES else ''}"
     if path.exists():
         return path
     try:
@@ -89,14 +96,15 @@ def build(name: str, root: Path) -> Path:
 
 
 def _build(name: str, path: Path) -> None:
-    """Make the checkpoint or adapter; the caller holds the lock of `path`."""
+    """Make the checkpoint, part or file; the caller holds the lock of `path`."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     quiet_libraries()
-    if name in ADAPTERS:
+    if name in FILES:
         from safetensors.torch import save_file
 
-        save_file(ADAPTERS[name](), unfinished, metadata={"format": "pt"})
+        save_file(FILES[name](), unfinished, metadata={"format": "pt"})
     else:
         shutil.rmtree(unfinished, ignore_errors=True)  # of a builder that was killed
-        TINY[name].make().save_pretrained(unfinished, safe_serialization=True)
+        make = PARTS[name] if name in PARTS else TINY[name].make
+        make().save_pretrained(unfinished, safe_serialization=True)
     unfinished.rename(path)

@@ -31,6 +31,7 @@ TASKS_OF: dict[str, set[str]] = {
     "wan21-i2v": {"i2v", "first_last", "upscale"},
     "wan22-i2v": {"i2v", "first_last", "upscale"},
     "ltx": {"t2v", "i2v", "first_last", "keyframes", "upscale"},
+    "ltx-091": {"t2v", "i2v", "upscale"},
     "ltx-condition": {"t2v", "i2v", "first_last", "keyframes", "upscale"},
     "ltx2": {"t2v", "i2v", "first_last", "keyframes", "upscale"},
     "ltx23": {"t2v", "i2v", "first_last", "keyframes", "upscale"},
@@ -132,22 +133,23 @@ def loaded(request: pytest.FixtureRequest, load: Callable[[str], Loaded]) -> Loa
     return load(request.param)
 
 
+def small_request(prompt: str = "a cat in the rain", num_frames: int = 5, **fields: Any) -> VideoRequest:
+    """A request of 64 x 64 px, 5 frames and 2 steps, but for the given fields; `prompt` is for all frames."""
+    base = VideoRequest(
+        model="tiny",
+        prompts=(PromptSpan(prompt, num_frames),),
+        height=64,
+        width=64,
+        fps=8.0,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        seed=1,
+        outputs=(),
+    )
+    return replace(base, **fields)
+
+
 @pytest.fixture
 def ask() -> Callable[..., VideoRequest]:
-    """Make a request of 64 x 64 px, 5 frames and 2 steps, but for the given fields; `prompt` is for all frames."""
-
-    def ask(prompt: str = "a cat in the rain", num_frames: int = 5, **fields: Any) -> VideoRequest:
-        base = VideoRequest(
-            model="tiny",
-            prompts=(PromptSpan(prompt, num_frames),),
-            height=64,
-            width=64,
-            fps=8.0,
-            num_inference_steps=2,
-            guidance_scale=4.0,
-            seed=1,
-            outputs=(),
-        )
-        return replace(base, **fields)
-
-    return ask
+    """Make small requests; see `small_request`."""
+    return small_request
