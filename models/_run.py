@@ -216,6 +216,8 @@ def _watched(pipeline: Pipeline, meter: Meter, decoder_calls: int) -> Iterator[N
     for name in ("transformer", "transformer_2", "unet"):
         if getattr(pipeline, name, None) is not None:
             handles.append(getattr(pipeline, name).register_forward_pre_hook(denoising))
+    if decoder is not None:  # the stage begins before its first block: memory may run out in between
+        handles.append(decoder.register_forward_pre_hook(lambda _module, _inputs: meter.enter("decoding")))
     handles += [block.register_forward_pre_hook(decoding) for block in blocks]
     try:
         yield
