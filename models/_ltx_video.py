@@ -149,7 +149,7 @@ class _LastStepsPipeline(AroundPipeline):
         latents = sigma * noise + (1 - sigma) * clean
         if image is not None:
             # Given latents, the pipeline takes their first frame for the picture's, and looks at no picture.
-            latents[:, :, :1] = _latents(self._pipeline, np.asarray(image)[None])
+            latents[:, :, :1] = _latents(self._pipeline, np.array(image)[None])
             arguments["image"] = image
         return self._pipeline(
             latents=self._pack_latents(latents),
