@@ -15,7 +15,7 @@ from polyreel.processes import start_as
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a worker; return its exit code (0 stopped, 2 wrong settings)."""
+    """Run a worker; return its exit code (0 stopped, 2 wrong settings, 71 not fit for another job: start the next)."""
     parser = argparse.ArgumentParser(prog="polyreel worker")
     parser.add_argument("--config")
     parser.add_argument("--state-dir", type=Path)
@@ -44,8 +44,10 @@ def _work(options: argparse.Namespace) -> int:
     from polyreel.logs import configure_logs
     from polyreel.queue import GENERATE_TASK, Queue, rq_connection
     from polyreel.storage import connect_storage
+    from workers.memory import device_memory
     from workers.residency import Residency
     from workers.runner import JobRunner
+    from workers.self_check import UNFIT_EXIT
     from workers.sweeper import Sweeper
     from workers.worker import Heartbeat, make_worker
 
@@ -60,7 +62,11 @@ def _work(options: argparse.Namespace) -> int:
     url = settings.redis_url.get_secret_value()
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     residency = Residency(
-        settings.catalogue, settings.state_dir / "checkpoints", settings.device, settings.resident_models
+        settings.catalogue,
+        settings.state_dir / "checkpoints",
+        settings.device,
+        settings.resident_models,
+        lora_bytes=settings.resident_loras_mb * 1e6,
     )
     queue = Queue(
         url,
@@ -80,16 +86,30 @@ def _work(options: argparse.Namespace) -> int:
     device = residency.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigurationError(f"device: {device} was asked for, and torch finds no CUDA here. Use --device cpu.")
-    ready = [model for model, trouble in state.items() if not trouble]
-    worker = make_worker(rq_connection(url, patient=True), name, {GENERATE_TASK: runner.run}, settings.drain_s)
+    state |= residency.load_pinned()
+    attempts = runner.attempts
+    attempts.unavailable = {model: trouble for model, trouble in state.items() if trouble}
+    memory = device_memory(device)
+
+    def run(job_id: str) -> None:
+        runner.run(job_id)
+        if attempts.fitness.unfit:
+            log.critical("worker ends", reason=attempts.fitness.unfit)
+            worker.end_after_this_job()
+
+    def models() -> list[str]:
+        return [model for model in settings.catalogue.models if model not in attempts.unavailable]
+
+    worker = make_worker(rq_connection(url, patient=True), name, {GENERATE_TASK: run}, settings.drain_s)
     heartbeat = Heartbeat(
         queue,
         name,
         lambda: {
             "device": device,
-            "models": [] if worker.is_draining else ready,
+            "memory_bytes": memory[1] if memory else None,
+            "models": [] if worker.is_draining else models(),
             "loaded": residency.loaded,
-            "unavailable": [model for model, trouble in state.items() if trouble],
+            "unavailable": attempts.unavailable,
             "job": runner.current,
         },
         # The limit itself is a signal, which a native call does not heed.
@@ -97,13 +117,13 @@ def _work(options: argparse.Namespace) -> int:
     )
     heartbeat.start()
     sweeper.start()
-    log.info("worker ready", device=device, models=ready)
+    log.info("worker ready", device=device, models=models())
     try:
         worker.work(logging_level=None)
     finally:
         sweeper.stop()
         heartbeat.stop()
-    return 0
+    return UNFIT_EXIT if attempts.fitness.unfit else 0
 
 
 def _need_the_model_libraries() -> None:

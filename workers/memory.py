@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from polyreel.admission import RESERVED_BYTES, Size, memory_bytes, weights_bytes
 from polyreel.entries import ServedModel
@@ -33,8 +33,16 @@ def working_bytes(entry: ServedModel) -> int:
 
 def let_go(err: BaseException | None) -> None:
     """Drop the tracebacks of an error and its causes: their frames hold the tensors of the failed call."""
-    while err is not None:
-        err.__traceback__ = None
+    for link in chain(err):
+        link.__traceback__ = None
+
+
+def chain(err: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what led to it, each once: an exception that is raised twice can be its own context."""
+    seen: set[int] = set()
+    while err is not None and id(err) not in seen:
+        seen.add(id(err))
+        yield err
         err = err.__cause__ or err.__context__
 
 

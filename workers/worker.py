@@ -87,6 +87,10 @@ class ModelWorker(SimpleWorker):
         timer.daemon = True
         timer.start()
 
+    def end_after_this_job(self) -> None:
+        """Take no further job; `work` returns as it does after a SIGTERM."""
+        self._stop_requested = True
+
     @property
     def is_draining(self) -> bool:
         """True once this worker takes no further jobs."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ from polyreel.storage import Storage
 from polyreel.storage.local import LocalStorage
 from workers.residency import Residency
 from workers.runner import JobRunner
+
+
+@pytest.fixture(scope="module")
+def _quick_collections() -> Iterator[None]:
+    """Every job that runs out of memory collects garbage, which takes half a second with all of pytest's own in it."""
+    import torch  # noqa: F401  whose objects are most of it
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

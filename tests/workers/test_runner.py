@@ -186,21 +186,6 @@ def test_an_unknown_exception_keeps_its_text_to_itself(make_runner: MakeRunner, 
     assert "secret" not in "".join(queue.records.client.hgetall(f"polyreel:job:{job.id}").values())
 
 
-class OutOfMemoryError(RuntimeError):
-    """Called like torch's, which is not imported here."""
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_gpu_without_memory_is_said_in_the_requests_terms(
-    make_runner: MakeRunner, queue: Queue, wrapped: bool
-) -> None:
-    job = queue.submit(queued()).job
-    make_runner(Raising(OutOfMemoryError("CUDA out of memory"), wrapped=wrapped)).run(job.id)
-    failed = read(queue, job)
-    assert failed.error_code == "gpu_out_of_memory"
-    assert failed.error_message == "The GPU has too little memory for 9 frames of 96x64; ask for less."
-
-
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_job_that_took_too_long_says_so(make_runner: MakeRunner, queue: Queue, wrapped: bool) -> None:
     job = queue.submit(queued()).job

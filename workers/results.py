@@ -1,0 +1,86 @@
+"""From frames to stored files: encoded in a scratch folder, put into the storage, described for the record."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from models import Video
+from polyreel.formats import formats
+from polyreel.job import Output, VideoJob
+from polyreel.request import OutputSpec
+from polyreel.storage import Storage
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Results:
+    """Makes and removes the files of jobs.
+
+    Args:
+        storage: where they go.
+    """
+
+    storage: Storage
+
+    def encode(self, job: VideoJob, video: Video, folder: Path, about: dict[str, str] | None) -> list[Path]:
+        """Return the encoded files of a job, in the order of its outputs.
+
+        Args:
+            folder: for the files in the making.
+            about: what each file is to say of itself, None for nothing.
+
+        Raises:
+            EncodingFailed: ffmpeg did not make one.
+        """
+        return [_encode(video, spec, folder / f"{n}", about) for n, spec in enumerate(job.request.outputs)]
+
+    def store(self, job: VideoJob, paths: list[Path], video: Video) -> list[Output]:
+        """Put encoded files into the storage and describe them.
+
+        Raises:
+            StorageFailed: one could not be written; earlier ones are there.
+        """
+        return [
+            self._store(path, key, spec, video.frames.shape)
+            for path, key, spec in zip(paths, job.output_keys, job.request.outputs, strict=True)
+        ]
+
+    def _store(self, path: Path, key: str, spec: OutputSpec, shape: tuple[int, ...]) -> Output:
+        num_frames, height, width, _ = shape
+        self.storage.put(path, key)
+        return Output(
+            key=key,
+            format=spec.format,
+            media_type=formats()[spec.format].media_type,
+            bytes=path.stat().st_size,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            fps=spec.fps,
+            sha256=_sha256(path),
+        )
+
+    def discard(self, job: VideoJob) -> None:
+        """Remove the files that were stored before the job came to another end than success."""
+        for key in job.output_keys:
+            try:
+                self.storage.delete(key)
+            except Exception as err:  # the storage may be why the job failed
+                log.warning("file not removed", key=key, reason=str(err))
+
+
+def _encode(video: Video, spec: OutputSpec, path: Path, about: dict[str, str] | None) -> Path:
+    format = formats()[spec.format]
+    path = path.with_suffix(f".{format.extension}")
+    format.encode(video.frames, spec, path, audio=video.audio, metadata=about)
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
