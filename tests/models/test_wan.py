@@ -294,7 +294,7 @@ def test_half_precision_runs_with_pictures_and_a_second_pass(wan, ask, name, dty
 @pytest.mark.parametrize("name", [TI2V, T2V21, T2V22, I2V21, I2V22])
 def test_a_stronger_second_pass_leaves_the_enlarged_frames_further_behind(wan, ask, name):
     loaded = wan(name)
-    upscale = Upscale(96, 96, 0.0, guidance_scale=3.0, num_inference_steps=8)
+    upscale = Upscale(96, 96, 0.0, guidance_scale=1.0, num_inference_steps=8)
     # What a pass without any noise would give: the tiny VAE does not give back what it was given.
     start = through_the_vae(loaded.pipeline, enlarge(loaded.generate(ask()), 96, 96))
     distances = [
@@ -303,7 +303,7 @@ def test_a_stronger_second_pass_leaves_the_enlarged_frames_further_behind(wan, a
     ]
 
     assert distances == sorted(distances)
-    assert distances[0] < 0.7 * distances[-1]
+    assert distances[0] < 0.8 * distances[-1]
 
 
 def through_the_vae(pipeline, frames):
