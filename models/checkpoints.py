@@ -1,77 +1,182 @@
-"""From the checkpoint of a catalogue entry to a folder on this machine. Never downloads.
+"""From the checkpoint of a catalogue entry to a folder or file on this machine. Never downloads.
 
-    tiny:ltx                      built on the spot, random weights
-    /data/wan  ./wan  ~/wan       a folder, used as it is
-    hub:OWNER/NAME  OWNER/NAME    looked up in the cache of huggingface_hub (HF_HOME)
+    tiny:ltx                             built on the spot, random weights
+    /data/wan  ./wan  ~/wan              a folder, used as it is
+    /data/sushi.safetensors              a single file, likewise
+    OWNER/NAME  hub:OWNER/NAME           a repository in the cache of huggingface_hub (HF_HOME)
+    OWNER/NAME/FILE.safetensors          one file of it (or one folder: OWNER/NAME/FOLDER)
 
-Does not know what is inside a folder; a family's `load` checks that.
+Which commit of a repository is used: the entry's `revision`, else what `polyreel pull` pinned on this machine, else
+what the cache calls main. Does not know what is inside a folder; a family's `check` and `load` see to that.
+
+Source: the layout of the cache, https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from models.tiny import build
+from models import Checkpoint
+from models.tiny import TINY, build, layout_version
+from models.tiny.adapters import ADAPTERS
+from polyreel.entries import Part, ServedModel
 from polyreel.errors import CheckpointUnavailable
+from polyreel.pins import Pins
+
+_NAME = re.compile(r"\w[\w.-]*")  # of an owner or a repository
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubPath:
+    """A repository on the hub, or a file or folder inside it.
+
+    Args:
+        repository: "OWNER/NAME".
+        inside: path of the file or folder, "" for the whole repository.
+    """
+
+    repository: str
+    inside: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.repository}/{self.inside}" if self.inside else self.repository
+
+    @property
+    def cache(self) -> Path:
+        """Where huggingface_hub keeps the repository; need not exist."""
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{self.repository.replace('/', '--')}"
+
+
+def hub_path(checkpoint: str) -> HubPath | None:
+    """Return what a checkpoint means on the hub, None when it is tiny, on this machine, or no name at all."""
+    explicit = checkpoint.startswith("hub:")
+    if not explicit and (checkpoint.startswith("tiny:") or Path(checkpoint).expanduser().exists()):
+        return None
+    owner, _, rest = checkpoint.removeprefix("hub:").partition("/")
+    name, _, inside = rest.partition("/")
+    steps = inside.split("/") if inside else []
+    if not _NAME.fullmatch(owner) or not _NAME.fullmatch(name) or any(step in ("", ".", "..") for step in steps):
+        return None
+    return HubPath(f"{owner}/{name}", inside)
 
 
 def locate(checkpoint: str, revision: str | None, folder: Path) -> Path:
-    """Return the local folder of a checkpoint.
+    """Return the local folder or single safetensors file of a checkpoint.
 
     Args:
         checkpoint: as in the catalogue, one of the forms above.
-        revision: branch, tag or commit of a hub repository, None for its main branch; other forms ignore it.
-        folder: where tiny checkpoints are built.
+        revision: branch, tag or commit of a hub repository, None for what is pinned; other forms ignore it.
+        folder: where tiny checkpoints are built and the pins are kept.
 
     Raises:
         CheckpointUnavailable: it is not on this machine; the message names the command that fetches it.
     """
     if checkpoint.startswith("tiny:"):
-        return build(checkpoint.removeprefix("tiny:"), folder)
-    if checkpoint.startswith("hub:"):
-        return _cached(checkpoint.removeprefix("hub:"), revision)
+        name, _, inside = checkpoint.removeprefix("tiny:").partition("/")
+        return build(name, folder) / inside
+    hub = hub_path(checkpoint)
+    if hub is not None:
+        return _only_safetensors(_in_cache(hub, revision, folder))
     local = Path(checkpoint).expanduser()
-    if local.is_dir():
-        return local
-    # Exactly one slash between two names is what a repository looks like; anything else was meant as a path.
-    if checkpoint.count("/") == 1 and not checkpoint.startswith(("/", ".", "~")) and not checkpoint.endswith("/"):
-        return _cached(checkpoint, revision)
-    raise CheckpointUnavailable(
-        f"There is no folder {checkpoint}; a checkpoint is a folder, tiny:NAME, or OWNER/NAME on the hub."
-    )
+    if not local.exists():
+        raise CheckpointUnavailable(
+            f"There is no folder or file {checkpoint}; a checkpoint is a folder, a .safetensors file, tiny:NAME, "
+            "or OWNER/NAME or OWNER/NAME/FILE.safetensors on the hub."
+        )
+    return _only_safetensors(local)
 
 
 def locate_file(checkpoint: str, revision: str | None, folder: Path) -> Path:
-    """Return one safetensors file: "tiny:NAME", a local path, or "OWNER/NAME/FILE" in the cache of the hub.
+    """Return one safetensors file: "tiny:NAME", a local path, or "OWNER/NAME/FILE.safetensors" of the hub.
 
     Raises:
-        CheckpointUnavailable: it is not on this machine; the message names the command that fetches it.
+        CheckpointUnavailable: it is not on this machine, with the command that fetches it; or it is a folder.
     """
-    if checkpoint.startswith("tiny:"):
-        return build(checkpoint.removeprefix("tiny:"), folder)
-    local = Path(checkpoint).expanduser()
-    if local.is_file():
-        return local
-    parts = checkpoint.removeprefix("hub:").split("/")
-    if len(parts) >= 3 and not checkpoint.startswith(("/", ".", "~")):
-        path = _cached("/".join(parts[:2]), revision) / "/".join(parts[2:])
-        if path.is_file():
-            return path
-    raise CheckpointUnavailable(
-        f"There is no file {checkpoint}; give a .safetensors file, tiny:NAME, or OWNER/NAME/FILE on the hub."
+    path = locate(checkpoint, revision, folder)
+    # What a tiny adapter is, file or folder, is the builder's business.
+    if path.is_dir() and not checkpoint.startswith("tiny:"):
+        raise CheckpointUnavailable(
+            f"{checkpoint} is a folder, and one file is needed here: name the .safetensors file in it."
+        )
+    return path
+
+
+def revision_of(checkpoint: str, revision: str | None, folder: Path) -> str:
+    """Return the commit of a hub repository that `locate` uses, "" for other forms and when none is here.
+
+    Args: as for `locate`.
+    """
+    hub = hub_path(checkpoint)
+    return (_commit(hub, revision, folder) or "") if hub else ""
+
+
+def is_made(checkpoint: str, folder: Path) -> bool:
+    """Return False for a tiny checkpoint that `locate` would have to build first, which takes seconds; else True."""
+    name = checkpoint.removeprefix("tiny:").partition("/")[0]
+    if not checkpoint.startswith("tiny:") or name not in (*TINY, *ADAPTERS):
+        return True
+    return any((folder / f"{name}-{layout_version()}{ending}").exists() for ending in ("", ".safetensors"))
+
+
+def part_reference(part: Part) -> str:
+    """Return a part of an entry in one of the forms above, its `file` included."""
+    return f"{part.checkpoint}/{part.file}" if part.file else part.checkpoint
+
+
+def checkpoint_of(entry: ServedModel, folder: Path) -> Checkpoint:
+    """Return what an entry's family is to load.
+
+    Args:
+        folder: as for `locate`.
+
+    Raises:
+        CheckpointUnavailable: a part of it is not on this machine.
+    """
+    return Checkpoint(
+        path=locate(entry.checkpoint, entry.revision, folder),
+        name=entry.checkpoint,
+        revision=revision_of(entry.checkpoint, entry.revision, folder),
+        parts={role: locate(part_reference(part), part.revision, folder) for role, part in entry.parts.items()},
+        scheduler=entry.scheduler,
+        attention=entry.attention,
+        step_cache=entry.step_cache,
+        audio=entry.audio,
     )
 
 
-def _cached(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError as err:
-        fetch = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+def _in_cache(hub: HubPath, revision: str | None, folder: Path) -> Path:
+    # By hand, not by snapshot_download(local_files_only=True): that one refuses a snapshot without the files that
+    # nobody needs (pickles, fp16 copies) as soon as any other tool has left a listing of the repository.
+    commit = _commit(hub, revision, folder)
+    path = hub.cache / "snapshots" / commit / hub.inside if commit else None
+    if path is None or not path.exists():
+        at = f" at {revision}" if revision else ""
         raise CheckpointUnavailable(
-            f"{repository} is not in the Hugging Face cache of this machine; fetch it with: {fetch}"
-        ) from err
-    except HFValidationError as err:
-        raise CheckpointUnavailable(f"{repository!r} is not a repository name of the form OWNER/NAME.") from err
+            f"{hub}{at} is not on this machine (looked in {hub.cache.parent}); fetch it with: polyreel pull {hub}"
+        )
+    return path
+
+
+def _commit(hub: HubPath, revision: str | None, folder: Path) -> str | None:
+    pinned = Pins(folder).get(hub.repository, revision)
+    if pinned:
+        return pinned
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    try:
+        return (hub.cache / "refs" / (revision or "main")).read_text("utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _only_safetensors(path: Path) -> Path:
+    if path.is_file() and path.suffix != ".safetensors":
+        raise CheckpointUnavailable(
+            f"{path} is not a .safetensors file; others may run code when they are read. Convert it to safetensors."
+        )
+    return path
