@@ -10,7 +10,13 @@ import sys
 import setproctitle
 
 #: The module that each process runs; the core starts them by name because it imports neither.
-PROCESS_MODULES = {"serve": "server", "worker": "workers", "generate": "workers.generate"}
+PROCESS_MODULES = {
+    "serve": "server",
+    "worker": "workers",
+    "generate": "workers.generate",
+    "models": "workers.show_models",
+    "pull": "workers.pull",
+}
 
 
 def command(process: str, arguments: list[str]) -> list[str]:
