@@ -67,6 +67,10 @@ class Adapters:
         self._loaded: OrderedDict[Identity, _Resident] = OrderedDict()  # the most recently used last
         self._pinned: frozenset[Identity] = frozenset()  # those of `always`
         self._numbers = count(1)
+        for module in self._modules():
+            # peft does this when the first LoRA comes. Torch multiplies in another order then, even where nothing is
+            # differentiated: frames would differ by a grey level before and after.
+            module.requires_grad_(False)
 
     @property
     def resident(self) -> list[str]:
