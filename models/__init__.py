@@ -154,7 +154,7 @@ class Family(Protocol):
             placement: where the weights live; "auto" has been decided by the caller and means resident here.
 
         Raises:
-            CheckpointUnavailable: missing, incomplete, of another class, or it holds pickles.
+            CheckpointUnavailable: missing, incomplete, of another class, or it needs pickles or code of its own.
             OutOfMemory: it does not fit.
         """
 

@@ -162,7 +162,7 @@ def _tensors_of(checkpoint: Checkpoint) -> Iterator[tuple[str, str, str, list[in
                 if tensor[0].startswith(prefix):
                     yield (component, *tensor)
     elif (checkpoint.path / "model_index.json").is_file():
-        for component, (_, class_name) in components(checkpoint.path).items():
+        for component, (_, class_name) in _loaded_components(checkpoint.path).items():
             if has_weights(class_name):
                 for file in weight_files(checkpoint.path / component):
                     yield from ((component, *tensor) for tensor in _tensors(file))
@@ -171,6 +171,15 @@ def _tensors_of(checkpoint: Checkpoint) -> Iterator[tuple[str, str, str, list[in
         component = "unet" if role == "motion_adapter" else role
         for file in [path] if path.is_file() else _files_below(path):
             yield from ((component, *tensor) for tensor in _tensors(file))
+
+
+def _loaded_components(folder: Path) -> dict[str, tuple[str, str]]:
+    """Return the components of a folder less those whose weights are never in memory."""
+    present = components(folder)
+    unused = {"safety_checker"}
+    if present.get("unet", ("", ""))[1] == "UNetMotionModel":
+        unused.add("motion_adapter")  # its weights are in the U-Net's files as well
+    return {name: what for name, what in present.items() if name not in unused}
 
 
 def _files_below(folder: Path) -> list[Path]:

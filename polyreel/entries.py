@@ -92,7 +92,7 @@ class Placement(BaseModel):
         mode: "resident" keeps everything on the device; "cpu_offload" brings one component at a time;
             "group_offload" a few blocks at a time; "auto" takes the first of these that fits.
         fp8: store the denoiser's weights as float8 (e4m3) and compute in `dtype`: half the memory, a few per cent
-            slower. None: only when nothing else fits.
+            slower, slightly other pixels. None: only where the weights would not fit otherwise.
         vae_tiling: decode in overlapping tiles: less memory, and slightly other pixels, so it is fixed here and never
             switched by load.
         vae_slicing: decode one video of a batch after the other; same pixels.
