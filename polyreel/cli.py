@@ -96,13 +96,28 @@ def generate(
 
 
 @app.command()
-def models(config: ConfigOption = None) -> None:
-    """List what is served, and under which names."""
-    table = Table("model", "family", "checkpoint", "names", box=None, padding=(0, 2, 0, 0))
-    for name, entry in load_settings(config).settings.models.items():
-        names = [f"{dialect}: {', '.join(public)}" for dialect, public in entry.names.items()]
-        table.add_row(name, entry.family, entry.checkpoint, "\n".join(names))
-    Console().print(table)
+def models(
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything that is known, as JSON.")] = False,
+) -> None:
+    """List what is served: under which names, and whether it is ready on this machine."""
+    _become("models", [*_flags(config=config, state_dir=state_dir), *(["--json"] if as_json else [])])
+
+
+@app.command()
+def pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Catalogue names, public names or repositories.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Pull the whole catalogue.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Move on to the commit that the hub has today.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all files again and mend what is damaged.")] = False,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Download the weights of models, LoRAs and embeddings; HF_HOME says where to."""
+    switches = {"--all": everything, "--update": update, "--verify": verify}
+    flags = _flags(config=config, state_dir=state_dir)
+    _become("pull", [*flags, *(name for name, on in switches.items() if on), "--", *(names or [])])
 
 
 @config_app.command("show")
