@@ -201,6 +201,28 @@ def test_a_picture_for_a_frame_that_is_not_there_is_refused(tiny, ask, frame):
         tiny.generate(PreparedRequest(request, images=(picture(),)))
 
 
+@pytest.mark.parametrize(
+    ("upscale", "size", "timesteps"),
+    [(None, 64, [999, 666, 333, 0]), (Upscale(96, 96, 0.75, 3.0, 4), 96, [666, 333, 0])],
+    ids=["first pass", "second pass"],
+)
+def test_the_frame_is_at_the_level_of_each_step(tiny, ask, upscale, size, timesteps):
+    import torch
+
+    pipeline = tiny.pipeline
+    seen = seen_by_the_unet(tiny, with_pictures(ask(num_inference_steps=4, upscale=upscale), 0))[-len(timesteps) :]
+    with torch.no_grad():
+        pixels = pipeline.video_processor.preprocess([cover(picture(), size, size)])
+        clean = pipeline.vae.encode(pixels).latent_dist.mode()[0].numpy() * 0.18215  # (4, size / 8, size / 8)
+
+    kept = pipeline.scheduler.alphas_cumprod.numpy()[timesteps]
+    noises = [
+        (latents[:, 0] - share**0.5 * clean) / (1 - share) ** 0.5 for latents, share in zip(seen, kept, strict=True)
+    ]
+    assert noises[0].std() == pytest.approx(1, abs=0.2)
+    assert all(np.allclose(noise, noises[0], atol=1e-4) for noise in noises)
+
+
 # FreeInit
 
 
