@@ -163,7 +163,7 @@ class HeldPictures:
             return self._clean
         scheduler = self._pipeline.scheduler
         # Counted from the end: a video to video call shows only the last of the scheduler's timesteps.
-        timestep = scheduler.timesteps[len(scheduler.timesteps) - steps_left]
+        timestep = scheduler.timesteps[-steps_left]
         return scheduler.add_noise(self._clean, self._noise, timestep.repeat(len(self._clean)))
 
     def _encode(self) -> Tensor:
