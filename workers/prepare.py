@@ -1,9 +1,15 @@
-"""From a stored request to one that a family can run: pictures are read, LoRAs and embeddings are found on disk."""
+"""From a stored request to one that a family can run: pictures are read, LoRAs and embeddings are found on disk.
+
+A name in a request is only ever looked up in the catalogue; what is opened is what the operator wrote there, or a
+picture under a key of ours.
+"""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +17,18 @@ from models import AdapterFile, PreparedRequest
 from models.checkpoints import locate_file
 from polyreel.catalogue import Catalogue
 from polyreel.entries import Adapter
-from polyreel.errors import AdapterUnavailable, CheckpointUnavailable, GenerationFailed, StorageFailed
+from polyreel.errors import AdapterUnavailable, CheckpointUnavailable, GenerationFailed
 from polyreel.request import VideoRequest
 from polyreel.storage import Storage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Largest picture that is decoded: 3 bytes per pixel, and no model looks at more than a few million.
+MAX_PIXELS = 50_000_000
+
+#: Pillow's names of the formats that are read. Not all that it knows: some hand the file to other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,7 @@ class Preparer:
 
         Raises:
             AdapterUnavailable: a LoRA or embedding is not served any more, or its file is not on this machine.
-            GenerationFailed: a picture is gone or cannot be read.
+            GenerationFailed: a picture is gone, damaged, of an unknown format, or larger than `MAX_PIXELS`.
         """
         loras, embeddings = self.catalogue.loras, self.catalogue.embeddings
         return PreparedRequest(
@@ -49,18 +64,59 @@ class Preparer:
         from PIL import Image
 
         try:
-            with self.storage.open(key) as file, Image.open(file) as picture:
-                return np.asarray(picture.convert("RGB"))  # (height, width, 3), uint8
-        except (StorageFailed, OSError, ValueError) as err:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Pillow's own limit of pixels; ours comes before decoding too
+                with self.storage.open(key) as file, Image.open(file, formats=FORMATS) as picture:
+                    _check_size(*picture.size)
+                    return as_rgb(picture)
+        except Image.DecompressionBombError as err:  # beyond twice Pillow's own limit, at the header
+            raise GenerationFailed(
+                f"A picture of this job has more than {MAX_PIXELS} pixels; send a smaller one."
+            ) from err
+        except GenerationFailed:
+            raise
+        except Exception as err:  # a storage that is away, and a dozen kinds for damaged files of one format or another
             raise GenerationFailed("A picture of this job cannot be read any more; submit it again.") from err
 
     def _file(self, kind: str, name: str, adapters: dict[str, Adapter], strength: float = 1.0) -> AdapterFile:
         adapter = adapters.get(name)
         if adapter is None:
-            raise AdapterUnavailable(f"The {kind} {name} is not served any more.")
+            raise AdapterUnavailable(f"The {kind} {name} is not served any more; choose another.")
         try:
             path = locate_file(adapter.checkpoint, adapter.revision, self.folder)
             second = locate_file(adapter.second, adapter.revision, self.folder) if adapter.second else None
         except CheckpointUnavailable as err:
-            raise AdapterUnavailable(f"The {kind} {name} is not on this machine.") from err
+            # The cause names paths and the command that fetches the file, which are for the operator alone.
+            raise AdapterUnavailable(
+                f"The {kind} {name} is not on this machine; choose another until it has been fetched."
+            ) from err
         return AdapterFile(name, path, second, strength, adapter.token)
+
+
+def as_rgb(picture: Image) -> np.ndarray:
+    """Return what a viewer shows: turned as EXIF says, on white where it is transparent, 8 bits per channel.
+
+    White, because that is the page on which transparent pictures are drawn; without a background Pillow would show
+    the colours that lie under the transparency, which nobody has ever seen. Of an animation, the first frame.
+
+    Returns:
+        uint8 of shape (height, width, 3), its own memory.
+    """
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # one channel of 16 bits, which Pillow would cut off at 255
+        picture = Image.fromarray((np.asarray(picture).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return np.array(picture.convert("RGB"))  # (height, width, 3), uint8
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise GenerationFailed(
+            f"A picture of this job has {width} x {height} = {width * height} pixels, and at most {MAX_PIXELS} are "
+            "read; send a smaller one."
+        )
