@@ -1,7 +1,7 @@
 """AnimateDiff: Stable Diffusion 1.5 with a motion adapter; the family that takes several prompts in one video.
 
 Any number of frames, sizes in multiples of 8. One prompt and no more frames than the motion adapter knows run plainly;
-everything else runs under FreeNoise.
+everything else runs under FreeNoise. What checkpoints look like says `models._motion`.
 
 A job is one pass or, upscaled, two: text to video, then video to video over the enlarged frames. Whatever a job changes
 about a pipeline (`_states`) is undone when its pass ends, however it ends.
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video
+from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video, _motion
 from models._clip_text import Prompts
 from models._closed_loop import METHOD as CLOSED_LOOP
 from models._embeddings import read_embeddings
@@ -26,7 +26,6 @@ from models._free_init import NUM_ITERATIONS, free_init
 from models._free_noise import free_noise, prompts_by_frame
 from models._geometry import round_up
 from models._held_pictures import HeldPictures, pictures_by_frame
-from models._load import check_folder, load_model
 from models._pictures import enlarge
 from models._progress import Meter
 from models._prompt_chunks import is_long
@@ -50,8 +49,6 @@ TASKS: frozenset[Task] = frozenset(
         "improved_sampling",
     }
 )
-
-_CLASSES = frozenset({"AnimateDiffPipeline"})
 
 #: Frames that diffusers decodes at a time.
 _DECODED_AT_ONCE = 16
@@ -83,11 +80,11 @@ class AnimateDiff:
     name = "animatediff"
 
     def check(self, checkpoint: Checkpoint) -> frozenset[Task]:
-        check_folder(checkpoint.path, _CLASSES)
+        _motion.check(checkpoint)
         return TASKS
 
     def load(self, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
-        return load_model(checkpoint, _CLASSES, device=device, dtype=dtype, placement=placement, prepare=mend_clip_skip)
+        return _motion.load(checkpoint, device=device, dtype=dtype, placement=placement)
 
     def generate(self, model: LoadedModel, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
         return run_batches(
@@ -295,17 +292,9 @@ def _made(model: LoadedModel, request: VideoRequest, first: _Pass) -> dict[str, 
         made["closed_loop"] = CLOSED_LOOP
     if request.images:
         made["pictures"] = "replacement"
+    if "lcm_lora" in model.checkpoint.parts:
+        made["lcm_lora"] = _motion.LCM_LORA_STRENGTH
     return made
-
-
-def mend_clip_skip(pipeline: Pipeline) -> None:
-    """Let diffusers find the layers of the text encoder, for `clip_skip`.
-
-    transformers 5.6 dissolved CLIPTextModel.text_model into CLIPTextModel; diffusers 0.42 still asks for it.
-    """
-    if not hasattr(pipeline.text_encoder, "text_model"):
-        # Set past torch's __setattr__: as a submodule it would contain itself.
-        object.__setattr__(pipeline.text_encoder, "text_model", pipeline.text_encoder)
 
 
 FAMILY = AnimateDiff()

@@ -159,6 +159,12 @@ def test_a_jobs_lora_comes_on_top_of_the_models_own_and_goes_again(with_lcm, tin
     assert np.array_equal(generate(with_lcm, ask()), before)
 
 
+def test_the_receipt_says_how_much_of_the_models_own_lora_is_in_it(with_lcm, ask):
+    [video] = FAMILY.generate(with_lcm, [PreparedRequest(ask(num_frames=1))], lambda progress: None)
+
+    assert video.made["lcm_lora"] == 0.8
+
+
 def test_a_lora_for_another_model_is_refused_as_the_models_own(parts, tiny_root):
     checkpoint = of_folder(parts, lcm_lora=build("lora-wan", tiny_root))
 
