@@ -93,6 +93,8 @@ def run(runner: JobRunner, request: VideoRequest) -> VideoJob:
 def no_memory(class_name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> Iterator[list[Any]]:
     """Let every module of a class run out of memory where `when(module, inputs)` says so.
 
+    A call fails too when a tensor of an earlier one is still alive: a device has no room for both.
+
     Yields:
         Weak references to the tensors that those calls held.
     """
@@ -102,7 +104,10 @@ def no_memory(class_name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> 
     held: list[Any] = []
 
     def hook(module: Any, inputs: tuple[Any, ...]) -> None:
-        if type(module).__name__ == class_name and when(module, inputs):
+        if type(module).__name__ != class_name:
+            return
+        assert [reference() for reference in held if reference() is not None] == []  # of an earlier try
+        if when(module, inputs):
             scratch = torch.zeros(1000)
             held.append(weakref.ref(scratch))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -13,10 +13,11 @@ import pytest
 import structlog
 from rq.timeouts import JobTimeoutException
 
-from polyreel.errors import GenerationFailed, StorageFailed
+from polyreel.errors import AdapterUnavailable, GenerationFailed, StorageFailed
 from polyreel.job import JobStatus, VideoJob
 from polyreel.logs import configure_logs
 from polyreel.queue import Queue
+from polyreel.records import parse_rates
 from polyreel.request import OutputSpec
 from polyreel.storage.local import LocalStorage
 from polyreel.storage.memory import MemoryStorage
@@ -164,6 +165,16 @@ def test_a_model_that_does_not_load_fails_the_job_and_tells_the_reason_to_the_op
     assert "The checkpoint has no model_index.json." in capsys.readouterr().err
 
 
+def test_a_lora_that_cannot_be_used_is_named_to_the_client(make_runner: MakeRunner, queue: Queue) -> None:
+    job = queue.submit(queued()).job
+    make_runner(Raising(AdapterUnavailable("The LoRA watercolour was made for another model."))).run(job.id)
+    failed = read(queue, job)
+    assert (failed.error_code, failed.error_message) == (
+        "adapter_unavailable",
+        "The LoRA watercolour was made for another model.",
+    )
+
+
 def test_an_encoder_that_fails_tells_no_path_to_the_client(
     make_runner: MakeRunner, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +305,27 @@ def test_the_seconds_of_a_success_are_learned_and_of_a_failure_not(make_runner: 
     assert queue.records.client.hgetall("polyreel:seconds") == {}
     make_runner(Quick()).run(queue.submit(queued()).job.id)
     assert list(queue.records.client.hgetall("polyreel:seconds")) == ["ltx-tiny"]
+
+
+def test_the_rates_of_a_success_tell_denoising_from_the_rest(make_runner: MakeRunner, queue: Queue) -> None:
+    make_runner(Quick()).run(queue.submit(queued()).job.id)  # says that 0.02 s of it were denoising
+    rates = parse_rates(queue.records.client.hget("polyreel:rates", "ltx-tiny"))
+    assert rates is not None
+    # 4 steps under guidance of 9 x 64 x 96 pixels / 1024, in thousands
+    assert rates.denoising_s == pytest.approx(0.02 / 0.432)
+    assert rates.rest_s > 0
+
+
+@pytest.mark.usefixtures("_logs_put_back")
+def test_the_start_of_a_job_is_logged_with_its_size_and_without_its_prompt(
+    make_runner: MakeRunner, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs("info", "worker")
+    job = queue.submit(queued()).job
+    make_runner(Quick()).run(job.id)
+    [started] = [line for line in capsys.readouterr().err.splitlines() if "job started" in line]
+    assert all(word in started for word in (job.id, '"num_frames": 9', '"height": 64', '"width": 96', '"steps": 4'))
+    assert "sunset" not in started
 
 
 def test_the_runner_tells_which_job_it_has(make_runner: MakeRunner, queue: Queue) -> None:
