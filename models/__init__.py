@@ -60,6 +60,7 @@ class Checkpoint:
         name: as the catalogue calls it, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", for the receipt.
         revision: commit of a hub repository, "" for others.
         parts: further folders and files by role; see the family.
+        part_names: the same as the catalogue calls them, for the receipt.
         scheduler: settings that replace the checkpoint's own; `class` names another diffusers scheduler.
         attention: diffusers' attention backend, None for its default.
         step_cache: threshold of the first-block cache, 0 for none.
@@ -70,6 +71,7 @@ class Checkpoint:
     name: str = ""
     revision: str = ""
     parts: dict[str, Path] = field(default_factory=dict)
+    part_names: dict[str, str] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)  # Any: whatever the scheduler class takes
     attention: str | None = None
     step_cache: float = 0.0

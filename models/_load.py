@@ -6,6 +6,7 @@ A family says which classes it runs; this module decides what a broken checkpoin
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from inspect import signature
 
 from models import Checkpoint, Pipeline, _shared
 from models._folder import check_folder as check_folder  # both are imported from here as well
@@ -13,7 +14,7 @@ from models._folder import check_safetensors as check_safetensors
 from models.loaded import LoadedModel
 from models.placement import apply, denoisers
 from polyreel.entries import Placement
-from polyreel.errors import CheckpointUnavailable, ConfigurationError, OutOfMemory, PolyreelError
+from polyreel.errors import CheckpointUnavailable, ConfigurationError, OutOfMemory, PolyreelError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -115,6 +116,16 @@ def set_up(pipeline: Pipeline, checkpoint: Checkpoint) -> None:
         scheduler_class = getattr(diffusers, str(name), None)
         if scheduler_class is None or not name.endswith("Scheduler"):
             raise CheckpointUnavailable(f"scheduler.class: diffusers has no scheduler {name!r}.")
+        if getattr(scheduler_class, "order", 1) != 1:
+            # Such a scheduler calls the denoiser twice a step, and diffusers counts each call as a step.
+            raise CheckpointUnavailable(f"scheduler.class: {name} takes two calls for a step; choose another.")
+        known = set(signature(scheduler_class).parameters)
+        for setting in changes:
+            if setting not in known:  # from_config would leave it out without a word
+                raise CheckpointUnavailable(
+                    f"scheduler.{setting}: {name} has no such setting.{did_you_mean(setting, known)} "
+                    f"It has: {', '.join(sorted(known))}."
+                )
         pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **changes)
     for denoiser in denoisers(pipeline):
         if checkpoint.attention:

@@ -43,6 +43,10 @@ class Meter:
         self.steps_done += 1
         self._tell(_DENOISING + (_DECODING - _DENOISING) * self.steps_done / self.total_steps)
 
+    def tick(self) -> None:
+        """Say that work goes on where there is nothing to count, so that it can be cancelled."""
+        self._tell(self._share)
+
     def decoded(self, share: float) -> None:
         """Tell how much of a decoding is done, 0..1; only the last pass's counts for the share of the whole call."""
         self.enter("decoding")

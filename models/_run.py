@@ -199,7 +199,7 @@ def fresh_scheduler(pipeline: Pipeline, **changes: Any) -> Iterator[None]:
 
 @contextmanager
 def _watched(pipeline: Pipeline, meter: Meter, decoder_calls: int) -> Iterator[None]:
-    """Tell the meter of the stages, and let it end the call within one block of the decoder as within one step."""
+    """Tell the meter of the stages, and let it end the call within one block of the VAE as within one step."""
     handles = []
     blocks_done = 0
     decoder = getattr(getattr(pipeline, "vae", None), "decoder", None)
@@ -219,6 +219,9 @@ def _watched(pipeline: Pipeline, meter: Meter, decoder_calls: int) -> Iterator[N
     if decoder is not None:  # the stage begins before its first block: memory may run out in between
         handles.append(decoder.register_forward_pre_hook(lambda _module, _inputs: meter.enter("decoding")))
     handles += [block.register_forward_pre_hook(decoding) for block in blocks]
+    encoder = getattr(getattr(pipeline, "vae", None), "encoder", None)  # pictures, and frames of a second pass
+    for block in getattr(encoder, "down_blocks", ()):
+        handles.append(block.register_forward_pre_hook(lambda _module, _inputs: meter.tick()))
     try:
         yield
     finally:

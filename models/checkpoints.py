@@ -142,6 +142,7 @@ def checkpoint_of(entry: ServedModel, folder: Path) -> Checkpoint:
         name=entry.checkpoint,
         revision=revision_of(entry.checkpoint, entry.revision, folder),
         parts={role: locate(part_reference(part), part.revision, folder) for role, part in entry.parts.items()},
+        part_names={role: part_reference(part) for role, part in entry.parts.items()},
         scheduler=entry.scheduler,
         attention=entry.attention,
         step_cache=entry.step_cache,

@@ -71,6 +71,7 @@ class LoadedModel:
         return {
             "checkpoint": self.checkpoint.name,
             "revision": self.checkpoint.revision,
+            "parts": self.checkpoint.part_names,
             "pipeline": type(self.pipeline).__name__,
             "dtype": self.dtype,
             "device": self.device,

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from models import Checkpoint, Family, _shared, families
-from models.checkpoints import locate, locate_file
+from models.checkpoints import checkpoint_of
 from models.loaded import LoadedModel
 from models.placement import NO_WEIGHTS, choose, weigh
 from polyreel.catalogue import Catalogue
@@ -112,28 +112,7 @@ class Residency:
         return state
 
     def _checkpoint(self, name: str) -> Checkpoint:
-        """Return what an entry's family is to load.
-
-        Raises:
-            CheckpointUnavailable: a part of it is not on this machine.
-        """
-        entry = self.catalogue[name]
-        parts = {
-            role: locate_file(f"{part.checkpoint}/{part.file}", part.revision, self.checkpoints)
-            if part.file
-            else locate(part.checkpoint, part.revision, self.checkpoints)
-            for role, part in entry.parts.items()
-        }
-        return Checkpoint(
-            path=locate(entry.checkpoint, entry.revision, self.checkpoints),
-            name=entry.checkpoint,
-            revision=entry.revision or "",
-            parts=parts,
-            scheduler=entry.scheduler,
-            attention=entry.attention,
-            step_cache=entry.step_cache,
-            audio=entry.audio,
-        )
+        return checkpoint_of(self.catalogue[name], self.checkpoints)
 
     def load_pinned(self) -> dict[str, str]:
         """Load the entries that stay loaded.

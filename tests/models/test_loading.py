@@ -211,3 +211,19 @@ def test_a_device_that_is_not_there_is_a_reason_and_no_traceback(copy):
         families()[FAMILY_OF[copy.name]].load(
             Checkpoint(copy), device="nonsense", dtype="float32", placement=Placement()
         )
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "complaint"),
+    [
+        ({"class": "NoScheduler"}, r"scheduler\.class: diffusers has no scheduler 'NoScheduler'"),
+        ({"class": "HeunDiscreteScheduler"}, r"scheduler\.class: HeunDiscreteScheduler takes two calls for a step"),
+        (
+            {"class": "FlowMatchEulerDiscreteScheduler", "flow_shift": 5},
+            r"scheduler\.flow_shift: FlowMatchEulerDiscreteScheduler has no such setting.*shift",
+        ),
+    ],
+)
+def test_a_scheduler_or_setting_that_does_not_exist_is_named(tiny_root, scheduler, complaint):
+    with pytest.raises(CheckpointUnavailable, match=complaint):
+        load_tiny("ltx", build("ltx", tiny_root), scheduler=scheduler)
