@@ -16,6 +16,7 @@ import pytest
 
 from models import Checkpoint, families
 from models._ltx2 import cut, guidance_of, legal_side
+from models._pictures import cover, enlarge
 from models.tiny import build
 from polyreel.entries import Placement
 from polyreel.errors import CheckpointUnavailable, GenerationFailed, InvalidRequest, NotServedYet
@@ -442,8 +443,6 @@ def level(call: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("name", ["ltx", "ltx-091", "ltx2"])
 def test_strength_zero_only_resizes_the_first_pass(tiny, with_upsampler, ask, name):
-    from models._pictures import enlarge
-
     small = tiny(name).generate(ask())
 
     for loaded in (tiny(name), with_upsampler(name)):
@@ -451,27 +450,39 @@ def test_strength_zero_only_resizes_the_first_pass(tiny, with_upsampler, ask, na
 
 
 @pytest.mark.parametrize("name", ["ltx-091", "ltx", "ltx-condition", *LTX2])
-def test_little_strength_stays_nearer_to_the_first_pass_than_much(tiny, ask, name):
-    from models._pictures import enlarge
+def test_the_second_pass_starts_from_the_enlarged_frames_mixed_with_noise(tiny, ask, name):
+    import torch
 
-    request = ask(num_inference_steps=4)
-    first = enlarge(tiny(name).generate(request), 128, 128).astype(int)
-    decoded = [
-        tiny(name).generate(enlarged(request, 128, 128, strength, steps=16)).astype(int) for strength in (0.1, 1.0)
-    ]
+    loaded = tiny(name)
+    request = ask(num_frames=9, guidance_scale=1.0)
 
-    # The random VAE does not give back what it encodes, so the nearer one is near only by comparison.
-    assert not np.array_equal(*decoded)
-    assert np.abs(decoded[0] - decoded[1]).mean() > 1
-    assert decoded[0].shape == first.shape
+    def start(request, strength: float) -> tuple[float, Any]:
+        with calls_of(loaded.pipeline.transformer) as calls:
+            loaded.generate(enlarged(request, 128, 128, strength, steps=8))
+        return level(calls[2]) / 1000, calls[2]["hidden_states"][0]
+
+    frames = torch.from_numpy(enlarge(loaded.generate(request), 128, 128))
+    with torch.no_grad():
+        video = frames.permute(3, 0, 1, 2)[None] / 127.5 - 1  # (1, 3, 9, 128, 128)
+        clean = loaded.pipeline.vae.encode(video).latent_dist.mode()[0].flatten(1).T  # (32, C)
+    # At strength 1 it starts from noise alone, which another first pass does not change.
+    whole, noise = start(request, 1.0)
+    assert whole == pytest.approx(1)
+    assert torch.equal(start(ask("a dog", num_frames=9, guidance_scale=1.0), 1.0)[1], noise)
+    share, mixed = start(request, 0.5)
+    assert 0.1 < share < 0.99
+    assert torch.allclose(mixed, share * noise + (1 - share) * clean, atol=1e-4)
 
 
 @pytest.mark.parametrize("upsampler", [False, True])
 def test_the_sound_of_the_first_pass_is_kept(tiny, with_upsampler, ask, upsampler):
     [small] = tiny("ltx2").videos([ask()])
-    [large] = (with_upsampler if upsampler else tiny)("ltx2").videos([enlarged(ask(), 128, 128)])
+    loaded = (with_upsampler if upsampler else tiny)("ltx2")
+    with calls_of(loaded.pipeline.vocoder) as calls:
+        [large] = loaded.videos([enlarged(ask(), 128, 128)])
 
     assert np.array_equal(large.audio.samples, small.audio.samples)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("upsampler", [False, True])
@@ -484,6 +495,22 @@ def test_the_second_pass_sees_the_pictures_again_at_its_size(tiny, with_upsample
     # The tokens of the first frame come after those of pictures for later ones in LTX-Video, before them in LTX-2.
     timesteps = calls[-1]["timestep"][0]
     assert (timesteps == 0).sum() == len(frames) * 4 * 4
+
+
+def test_a_picture_for_the_first_frame_goes_clean_into_the_second_pass_of_the_older_layout(tiny, ask):
+    import torch
+
+    loaded = tiny("ltx-091")
+    prepared = with_pictures(enlarged(ask(guidance_scale=1.0), 128, 128), 0)
+    with calls_of(loaded.pipeline.transformer) as calls:
+        loaded.generate(prepared)
+
+    pixels = np.array(cover(prepared.images[0], 128, 128))
+    with torch.no_grad():
+        video = torch.from_numpy(pixels).permute(2, 0, 1)[None, :, None] / 127.5 - 1  # (1, 3, 1, 128, 128)
+        tokens = loaded.pipeline.vae.encode(video).latent_dist.mode()[0].flatten(1).T  # (16, C)
+    for call in calls[2:]:
+        assert torch.allclose(call["hidden_states"][0, :16], tokens, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ltx", "ltx2"])
