@@ -129,6 +129,10 @@ def _ways(fp8: bool | None) -> list[tuple[Mode, bool]]:
     return packed if fp8 else plain
 
 
+#: Parts of which nothing stays in memory: a folder of settings, and a LoRA that is merged into the denoiser.
+_NOT_KEPT = {"config", "lcm_lora"}
+
+
 def weigh(checkpoint: Checkpoint, dtype: str) -> Weights:
     """Return what a checkpoint will take in memory, from the headers of its files.
 
@@ -162,11 +166,16 @@ def _tensors_of(checkpoint: Checkpoint) -> Iterator[tuple[str, str, str, list[in
                 if tensor[0].startswith(prefix):
                     yield (component, *tensor)
     elif (checkpoint.path / "model_index.json").is_file():
-        for component, (_, class_name) in _loaded_components(checkpoint.path).items():
-            if has_weights(class_name):
+        components = _loaded_components(checkpoint.path)
+        for component, (_, class_name) in components.items():
+            # A saved AnimateDiff has its adapter twice: in its U-Net, and apart, where the family drops it.
+            is_double = component == "motion_adapter" and "unet" in components
+            if has_weights(class_name) and not is_double:
                 for file in weight_files(checkpoint.path / component):
                     yield from ((component, *tensor) for tensor in _tensors(file))
     for role, path in checkpoint.parts.items():
+        if role in _NOT_KEPT:
+            continue
         # diffusers builds one network of the U-Net and the motion adapter.
         component = "unet" if role == "motion_adapter" else role
         for file in [path] if path.is_file() else _files_below(path):
