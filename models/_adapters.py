@@ -1,8 +1,8 @@
 """LoRAs beside a loaded model: loaded when first asked for, switched per job, never left on for the next one.
 
 A LoRA is loaded into the modules of the pipeline, not the model anew, and stays there switched off until it is the
-least recently used one over the budget. Switched off it costs nothing and changes nothing, bit for bit: peft calls
-the original layer alone.
+least recently used one over the budget. Switched off it changes nothing, bit for bit: peft calls the original layer
+alone.
 
 Files are checked before and after loading, because diffusers is lenient: it skips what finds no place, and leaves
 half of a LoRA in the model when the other half does not fit.
@@ -182,14 +182,11 @@ class Adapters:
     def _switch(self, strengths: dict[str, float]) -> None:
         """Turn the adapters of these names on, each with its strength, and all others off."""
         if strengths:
-            self._pipeline.enable_lora()
             self._pipeline.set_adapters(list(strengths), list(strengths.values()))
             return
         for layer in self._layers() if self._loaded else ():
-            # Disabled, a layer calls the original alone. And none active, or peft would choose another one by itself
-            # when the active one is taken out.
+            # Not diffusers' disable_lora: when an active adapter is taken out, peft makes another one active by itself.
             layer.set_adapter([])
-            layer.enable_adapters(False)
 
     def _make_room(self, size: int, kept: frozenset[Identity]) -> None:
         """Take out the least recently used until `size` more bytes fit the budget, but none of `kept`."""
