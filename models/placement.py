@@ -166,11 +166,8 @@ def _tensors_of(checkpoint: Checkpoint) -> Iterator[tuple[str, str, str, list[in
                 if tensor[0].startswith(prefix):
                     yield (component, *tensor)
     elif (checkpoint.path / "model_index.json").is_file():
-        components = _loaded_components(checkpoint.path)
-        for component, (_, class_name) in components.items():
-            # A saved AnimateDiff has its adapter twice: in its U-Net, and apart, where the family drops it.
-            is_double = component == "motion_adapter" and "unet" in components
-            if has_weights(class_name) and not is_double:
+        for component, (_, class_name) in _loaded_components(checkpoint.path).items():
+            if has_weights(class_name):
                 for file in weight_files(checkpoint.path / component):
                     yield from ((component, *tensor) for tensor in _tensors(file))
     for role, path in checkpoint.parts.items():

@@ -161,7 +161,7 @@ def test_a_single_file_and_its_parts_are_weighed_by_what_they_become(tmp_path):
     write_header(tmp_path / "lcm.safetensors", {"l": ("F16", [7])})
     parts = {"motion_adapter": tmp_path / "motion", "lcm_lora": tmp_path / "lcm.safetensors"}
     weights = weigh(Checkpoint(tmp_path / "sd.safetensors", parts=parts), "float16")
-    assert weights.components == {"unet": 300, "text_encoder": 20, "vae": 4, "lcm_lora": 14}
+    assert weights.components == {"unet": 300, "text_encoder": 20, "vae": 4}  # the LoRA is merged
 
 
 @pytest.mark.parametrize("name", THREE)
