@@ -176,7 +176,9 @@ class Snapshot:
             try:
                 # identity: a compressed answer has no ranges. The session follows the redirect to the storage host
                 # and leaves the token behind.
-                headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={have}-"}
+                headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+                if have:
+                    headers["Range"] = f"bytes={have}-"
                 with get_session().stream("GET", url, headers=headers, timeout=10) as response:
                     if response.status_code in _RETRIED and failures < _ATTEMPTS:
                         raise httpx2.RemoteProtocolError(f"HTTP {response.status_code}")
@@ -301,9 +303,9 @@ def explained(hub: HubPath, licence_url: str = "", revision: str | None = None) 
     except RemoteEntryNotFoundError as err:
         raise CheckpointUnavailable(f"{name} lost a file while it was read; run this again.") from err
     except HfHubHTTPError as err:
-        status = err.response.status_code
+        status, said = err.response.status_code, f" ({err.server_message})" if err.server_message else ""
         raise CheckpointUnavailable(
-            f"{constants.ENDPOINT} refuses your token; set HF_TOKEN to {readable}."
+            f"{constants.ENDPOINT} refuses your token for {name}{said}; set HF_TOKEN to {readable}."
             if status in (401, 403)
             else f"{constants.ENDPOINT} answered {name} with HTTP {status}; run this again later."
         ) from err

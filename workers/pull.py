@@ -165,7 +165,11 @@ def _plan_part(entry: Entry, hub: HubPath, revision: str | None, pins: Pins, *, 
     files = tuple(snapshot.files[path] for path in paths)
     # What another tool has put there was never verified by us; what is pinned was.
     if verify or snapshot.commit != pinned:
-        for file in files:
+        here = [file for file in files if snapshot.has(file)]
+        length = sum(file.size for file in here)
+        if length > 10**8:  # it takes a second or more
+            _say(f"{entry.name}: checking {size(length)} that are here already")
+        for file in here:
             snapshot.discard_if_damaged(file)
     return Part(snapshot, revision, files, is_news=pinned is None or update)
 

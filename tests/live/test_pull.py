@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,16 @@ def machine(hub: Hub, tmp_path: Path) -> Machine:
     return machine
 
 
+@contextmanager
+def started(machine: Machine, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command that does not end by itself; it does not outlive the block."""
+    with subprocess.Popen(**machine.start(*words), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
@@ -182,26 +194,27 @@ def test_the_pinned_commit_stays_when_the_branch_moves_until_update(machine: Mac
 def test_a_killed_pull_goes_on_where_it_was(machine: Machine, checkpoint: dict[str, bytes]) -> None:
     video = machine.hub.repositories["somebody/video"]
     video.held = {WEIGHTS: 200_000}
-    process = subprocess.Popen(**machine.start("pull", "video"), stderr=subprocess.DEVNULL)
-    until(lambda: any(path.stat().st_size == 200_000 for path in machine.blobs if path.suffix == ".incomplete"))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    digest = hashlib.sha256(checkpoint[WEIGHTS]).hexdigest()
+    partial = machine.snapshot.parents[1] / "blobs" / f"{digest}.polyreel.incomplete"
+    with started(machine, "pull", "video") as process:
+        until(lambda: partial.exists() and partial.stat().st_size == 200_000)
+        process.kill()
     assert machine.pins == {}
     assert machine.models()["state"] == "downloadable"
 
     video.held = {}
     assert machine.run("pull", "video").returncode == 0
-    assert [asked.range for asked in machine.hub.asked if asked.path == WEIGHTS] == ["bytes=0-", "bytes=200000-"]
+    assert [asked.range for asked in machine.hub.asked if asked.path == WEIGHTS] == ["", "bytes=200000-"]
     assert machine.hub.served[WEIGHTS] == len(checkpoint[WEIGHTS])
     assert (machine.snapshot / WEIGHTS).read_bytes() == checkpoint[WEIGHTS]
 
 
 def test_ctrl_c_ends_a_pull_at_once_and_says_how_to_go_on(machine: Machine) -> None:
     machine.hub.repositories["somebody/video"].held = {WEIGHTS: 4096}
-    process = subprocess.Popen(**machine.start("pull", "video"), stderr=subprocess.PIPE, text=True)
-    until(lambda: WEIGHTS in machine.hub.served)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    with started(machine, "pull", "video") as process:
+        until(lambda: WEIGHTS in machine.hub.served)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
     assert stderr.splitlines()[-1] == "polyreel pull: stopped; run it again to go on from here."
 
@@ -210,7 +223,7 @@ def test_a_connection_that_breaks_is_taken_up_again(machine: Machine, checkpoint
     machine.hub.repositories["somebody/video"].cut = {WEIGHTS: 100_000, "model_index.json": 3}
     pulled = machine.run("pull", "video")
     assert pulled.returncode == 0, pulled.stderr
-    assert [asked.range for asked in machine.hub.asked if asked.path == WEIGHTS] == ["bytes=0-", "bytes=100000-"]
+    assert [asked.range for asked in machine.hub.asked if asked.path == WEIGHTS] == ["", "bytes=100000-"]
     assert machine.hub.served[WEIGHTS] == len(checkpoint[WEIGHTS])
 
 
@@ -276,7 +289,10 @@ def test_gated_weights_name_the_licence_page_and_come_with_a_token_that_nobody_e
     )
     wrong = machine.run("pull", "video", HF_TOKEN="hf_the-wrong-token")
     assert wrong.returncode == 1
-    assert "refuses your token; set HF_TOKEN to a token with read access" in wrong.stderr
+    assert (
+        "refuses your token for somebody/video (Invalid credentials in Authorization header); "
+        "set HF_TOKEN to a token with read access" in wrong.stderr
+    )
     assert "the-wrong-token" not in wrong.stdout + wrong.stderr
 
     pulled = machine.run("pull", "video", HF_TOKEN=machine.hub.token)
