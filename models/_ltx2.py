@@ -25,7 +25,7 @@ import numpy as np
 
 from models import Pipeline, PreparedRequest
 from models._geometry import round_up
-from models._ltx_pass import AroundPipeline, Generators, Pass, Passed, Tensor, as_class, encode
+from models._ltx_pass import AroundPipeline, Generators, Pass, Passed, Tensor, as_class, decoder_calls, encode
 from models._progress import Meter
 from models._run import only_prompt, run_pipeline
 from models.loaded import LoadedModel
@@ -89,6 +89,7 @@ class LTX2:
             meter,
             generator=generator,
             scheduler={},
+            decoder_calls=decoder_calls(pipeline, len(batch), asked.height, asked.width),
             prompt=[only_prompt(prepared.request, "LTX") for prepared in batch],
             negative_prompt=[prepared.request.negative_prompt for prepared in batch],
             num_frames=asked.num_frames,  # never None: checkpoints with a duration head would choose a number

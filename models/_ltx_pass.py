@@ -135,6 +135,22 @@ def as_class(model: LoadedModel, class_name: str) -> Pipeline:
     return model.pipeline if type(model.pipeline).__name__ == class_name else model.variant(class_name)
 
 
+def decoder_calls(pipeline: Pipeline, samples: int, height: int, width: int) -> int:
+    """Return how often the VAE will call its decoder for samples of this size: once, but for tiles and slices.
+
+    Args:
+        height, width: pixels.
+    """
+    vae = pipeline.vae
+    slices = samples if getattr(vae, "use_slicing", False) else 1
+    if not getattr(vae, "use_tiling", False):
+        return slices
+    if height <= vae.tile_sample_min_height and width <= vae.tile_sample_min_width:
+        return slices
+    rows, columns = -(-height // vae.tile_sample_stride_height), -(-width // vae.tile_sample_stride_width)
+    return int(slices * rows * columns)
+
+
 def encode(pipeline: Pipeline, frames: np.ndarray) -> Tensor:
     """Return what the VAE makes of frames: its mode, so that none of the generator's noise is spent here.
 

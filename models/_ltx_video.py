@@ -17,7 +17,7 @@ import numpy as np
 
 from models import Pipeline, PreparedRequest
 from models._geometry import round_up
-from models._ltx_pass import AroundPipeline, Generators, Pass, Passed, Tensor, as_class, encode
+from models._ltx_pass import AroundPipeline, Generators, Pass, Passed, Tensor, as_class, decoder_calls, encode
 from models._progress import Meter
 from models._run import only_prompt, run_pipeline
 from models._second_pass import start_late
@@ -57,6 +57,7 @@ class LTXVideo:
             meter,
             generator=generator,
             scheduler=scheduler,
+            decoder_calls=decoder_calls(pipeline, len(batch), asked.height, asked.width),
             prompt=[only_prompt(prepared.request, "LTX") for prepared in batch],
             negative_prompt=[prepared.request.negative_prompt for prepared in batch],
             num_frames=asked.num_frames,

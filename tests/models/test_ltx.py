@@ -309,6 +309,15 @@ def test_a_catalogue_entry_drops_the_sound_and_it_is_not_even_decoded(tiny, tiny
     assert np.array_equal(video.frames, tiny("ltx2").generate(ask()))
 
 
+def test_a_step_cache_is_refused_where_diffusers_has_none_and_forgets_between_passes_where_it_has(tiny_root, ask):
+    cached = load_tiny("ltx", build("ltx", tiny_root), step_cache=0.2)
+    first = cached.generate(enlarged(ask(), 128, 128))
+
+    assert np.array_equal(cached.generate(enlarged(ask(), 128, 128)), first)
+    with pytest.raises(CheckpointUnavailable, match="step_cache"):
+        load_tiny("ltx2", build("ltx2", tiny_root), step_cache=0.2)
+
+
 def test_ltx_video_makes_no_sound(tiny, ask):
     [video] = tiny("ltx").videos([ask()])
 
@@ -355,6 +364,21 @@ def test_ltx2_decodes_in_tiles_at_a_size_that_would_leave_a_single_latent(tiny_r
 
     assert video.frames.shape == (1, 64, 928, 3)
     assert video.made["denoised"] == {"num_frames": 1, "height": 64, "width": 960}
+
+
+@pytest.mark.parametrize("name", ["ltx", "ltx2"])
+def test_decoding_in_tiles_is_told_tile_by_tile(tiny_root, ask, name):
+    folder = build(name, tiny_root)
+    placement = Placement(mode="resident", vae_tiling=True)
+    model = families()["ltx"].load(Checkpoint(folder), device="cpu", dtype="float32", placement=placement)
+    seen = []
+
+    Loaded(name, folder, model).videos([ask(num_frames=1, width=960, num_inference_steps=1)], seen.append)
+
+    decoding = [progress.share for progress in seen if progress.stage == "decoding"]
+    blocks = len(model.pipeline.vae.decoder.up_blocks)
+    assert len(set(decoding)) == 3 * blocks  # 960 px are three tiles
+    assert decoding[-1] < 1
 
 
 # Upscaling
@@ -565,6 +589,15 @@ def test_offloading_changes_no_byte(with_upsampler, tiny_root, ask, name, mode):
 
 def check(folder: Path, upsampler: Path):
     return families()["ltx"].check(Checkpoint(folder, parts={"upsampler": upsampler}))
+
+
+@pytest.mark.parametrize("name", ["ltx-upsampler", "ltx2-upsampler"])
+def test_a_tiny_upsampler_is_the_same_bytes_everywhere(tiny_root, tmp_path, name):
+    once, again = build(name, tiny_root), build(name, tmp_path)
+    names = sorted(path.name for path in once.iterdir())
+
+    assert names == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert [(once / file).read_bytes() for file in names] == [(again / file).read_bytes() for file in names]
 
 
 def test_an_upsampler_may_lie_in_a_folder_of_its_own_name(tiny_root, tmp_path, ask):
