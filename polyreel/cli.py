@@ -74,10 +74,10 @@ def worker(config: ConfigOption = None, state_dir: StateDirOption = None, device
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the video shows.")],
+    prompts: Annotated[list[str], typer.Argument(help="What the video shows; several follow one another.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write: .mp4, .gif, .webm or .zip.")],
     model: Annotated[str | None, typer.Option(help="A catalogue name or any public name; default: the first.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames; default: the model's.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of all prompts; default: the model's.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; default: the model's.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; default: the model's.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second; default: the model's.")] = None,
@@ -85,14 +85,24 @@ def generate(
     guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same file; default: drawn and printed.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture that the first frame shows.")] = None,
+    last_image: Annotated[Path | None, typer.Option(help="Picture that the last frame shows.")] = None,
+    keyframe: Annotated[list[str] | None, typer.Option(help="N=FILE: frame N, from 0, shows a picture.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="NAME or NAME=STRENGTH, from the catalogue.")] = None,
+    embedding: Annotated[list[str] | None, typer.Option(help="A textual inversion of the catalogue.")] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="Layers of CLIP to skip (AnimateDiff).")] = None,
+    closed_loop: Annotated[bool, typer.Option("--closed-loop", help="The last frame leads into the first.")] = False,
+    upscale: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of a second pass.")] = None,
+    upscale_strength: Annotated[float | None, typer.Option(help="0..1, how much the second pass changes.")] = None,
+    improved_sampling_seed: Annotated[int | None, typer.Option(help="Sample with FreeInit (AnimateDiff).")] = None,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Make one video here and now, without a server."""
     values = dict(locals())
-    flags = _flags(**{name: value for name, value in values.items() if name != "prompt"})
-    _become("generate", [*flags, "--", prompt])
+    flags = _flags(**{name: value for name, value in values.items() if name not in ("prompts", "closed_loop")})
+    _become("generate", [*flags, *(["--closed-loop"] if closed_loop else []), "--", *prompts])
 
 
 @app.command()
@@ -155,9 +165,14 @@ def _version(
 
 
 def _flags(**values: object) -> list[str]:
-    """Return command line flags for the values that were given."""
-    # One word each: "--guidance-scale -inf" would be read as two flags.
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
+    """Return command line flags for the values that were given; a list is a flag for each of its values."""
+    return [
+        # One word each: "--guidance-scale -inf" would be read as two flags.
+        f"--{name.replace('_', '-')}={one}"
+        for name, value in values.items()
+        if value is not None
+        for one in (value if isinstance(value, list) else [value])
+    ]
 
 
 def _become(process: str, arguments: list[str]) -> None:
