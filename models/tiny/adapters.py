@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from models.tiny import animatediff, ltx, wan
+from models.tiny import animatediff, ltx, ltx2, wan
 from models.tiny._parts import Module
 
 #: Width between the two matrices of every LoRA here.
@@ -99,6 +99,8 @@ ADAPTERS: dict[str, Callable[[], Tensors]] = {
     "lora-wan-other": partial(transformer_lora, wan.wan21, seed=14, strength=0.4),
     "lora-ltx": partial(transformer_lora, ltx.ltx, seed=11, strength=0.7),
     "lora-ltx-other": partial(transformer_lora, ltx.ltx, seed=15, strength=0.7),
+    "lora-ltx2": partial(transformer_lora, ltx2.ltx2, seed=11, strength=0.3),
+    "lora-ltx2-other": partial(transformer_lora, ltx2.ltx2, seed=12, strength=0.3),
     "lora-animatediff": partial(kohya_lora, seed=15, strength=0.3),
     "lora-animatediff-other": partial(kohya_lora, seed=16, strength=0.3),
     "lora-animatediff-motion": partial(motion_lora, seed=12, strength=0.5),

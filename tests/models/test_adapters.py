@@ -24,18 +24,18 @@ from polyreel.errors import AdapterUnavailable, Cancelled, OutOfMemory
 from polyreel.request import VideoRequest
 from tests.models.conftest import FAMILY_OF, Loaded, load_tiny, with_pictures
 
-#: Family -> two LoRAs that fit each of its tiny checkpoints.
+#: One checkpoint of every kind (one transformer, two transformers, one with sound, UNet and text encoder) and two LoRAs
+#: that fit it.
 LORAS = {
-    "wan": ("lora-wan", "lora-wan-other"),
+    "wan-ti2v": ("lora-wan", "lora-wan-other"),
+    "wan22-t2v": ("lora-wan", "lora-wan-other"),
     "ltx": ("lora-ltx", "lora-ltx-other"),
+    "ltx2": ("lora-ltx2", "lora-ltx2-other"),
     "animatediff": ("lora-animatediff", "lora-animatediff-other"),
 }
 
-#: One checkpoint of every kind: one transformer, two transformers, UNet and text encoder.
-CHECKPOINTS = ("wan-ti2v", "wan22-t2v", "ltx", "animatediff")
 
-
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+@pytest.fixture(scope="module", params=list(LORAS))
 def model(request: pytest.FixtureRequest, load: Callable[[str], Loaded]) -> Loaded:
     """One model for all tests: what one leaves behind, the next would see."""
     return load(request.param)
@@ -65,7 +65,7 @@ def lora(model: Loaded, tiny_root: Path) -> Callable[..., AdapterFile]:
     """Return the first (0) or second (1) LoRA that fits the model."""
 
     def lora(number: int = 0, strength: float = 1.0, **fields: Any) -> AdapterFile:
-        name = LORAS[FAMILY_OF[model.name]][number]
+        name = LORAS[model.name][number]
         return AdapterFile(name, build(name, tiny_root), strength=strength, **fields)
 
     return lora
@@ -271,7 +271,7 @@ def test_loras_run_in_bfloat16(model, lora, job):
 
 def test_each_transformer_of_wan22_takes_its_own_file(load, tiny_root, ask):
     model = load("wan22-t2v")
-    high, low = (build(name, tiny_root) for name in LORAS["wan"])
+    high, low = (build(name, tiny_root) for name in LORAS["wan22-t2v"])
     # At step 0 of 4 the first transformer is at work, at the last steps the second one.
     request = ask(num_frames=1, num_inference_steps=4)
     same = run(model, request, AdapterFile("style", high))
@@ -280,6 +280,67 @@ def test_each_transformer_of_wan22_takes_its_own_file(load, tiny_root, ask):
 
     assert len({same.tobytes(), own.tobytes(), swapped.tobytes(), run(model, request).tobytes()}) == 4
     assert np.array_equal(run(model, request, AdapterFile("style", high, second=high)), same)
+
+
+def as_wan_trainers_name_it(key: str) -> str:
+    """Return the name of a weight in the original code of Wan."""
+    for ours, theirs in {
+        "transformer.": "diffusion_model.",
+        "attn1.": "self_attn.",
+        "attn2.": "cross_attn.",
+        "to_q.": "q.",
+        "to_k.": "k.",
+        "to_v.": "v.",
+        "to_out.0.": "o.",
+        "ffn.net.0.proj.": "ffn.0.",
+        "ffn.net.2.": "ffn.2.",
+    }.items():
+        key = key.replace(ours, theirs)
+    return key
+
+
+def as_ltx_trainers_name_it(key: str) -> str:
+    """Return the name of a weight in the original code of LTX-Video."""
+    return key.replace("transformer.", "diffusion_model.", 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "rename"),
+    [("wan-ti2v", as_wan_trainers_name_it), ("wan22-t2v", as_wan_trainers_name_it), ("ltx", as_ltx_trainers_name_it)],
+    indirect=["model"],
+)
+def test_a_lora_with_the_names_of_the_original_code_does_the_same(model, lora, job, tmp_path, rename):
+    from safetensors.torch import load_file
+
+    tensors = {rename(key): value for key, value in load_file(lora().path).items()}
+    assert all(key.startswith("diffusion_model.") for key in tensors)
+    renamed = AdapterFile("original", save(tensors, tmp_path / "original.safetensors"))
+
+    assert np.array_equal(run(model, job, renamed), run(model, job, lora()))
+
+
+def test_a_lora_for_convolutions_works(load, job, tmp_path):
+    import torch
+
+    model = load("animatediff")
+    merged = load("animatediff")
+    generator, tensors = torch.Generator().manual_seed(1), {}
+    for name, layer in merged.pipeline.unet.named_modules():
+        if isinstance(layer, torch.nn.Conv2d) and name.endswith(("conv1", "conv2", "attentions.0.proj_in")):
+            down = torch.randn(4, layer.in_channels, *layer.kernel_size, generator=generator) * 0.1
+            up = torch.randn(layer.out_channels, 4, 1, 1, generator=generator) * 0.1
+            key = f"lora_unet_{name.replace('.', '_')}"
+            tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(2.0)}
+            with torch.no_grad():
+                layer.weight += 0.5 * torch.einsum("orxy,rihw->oihw", up, down)
+    assert len(tensors) >= 20
+    without = run(model, job)
+
+    with_lora = run(model, job, AdapterFile("locon", save(tensors, tmp_path / "locon.safetensors")))
+
+    assert distance(with_lora, run(merged, job)) < 0.1
+    assert distance(with_lora, without) > 0.5
+    assert np.array_equal(run(model, job), without)
 
 
 @pytest.mark.parametrize("prefix", ["lora_unet", "lora_te"])
