@@ -5,9 +5,9 @@ checkpoint is of, its transformer's configuration says, not its name. Its prompt
 client's words, is never called.
 
 Guidance: `guidance_scale` is that of the pictures. At 1 or less (distilled checkpoints) every kind of guidance is off,
-so the denoiser runs once per step. Above it the other kinds are what the authors suggest for both generations:
-`audio_guidance_scale` 7, isolation of the modalities 3, spatio-temporal guidance 1 where the checkpoint can be
-perturbed, all rescaled by 0.7. That is three runs a step, of which one is a double.
+so the denoiser runs once per step. Above it the other kinds are diffusers' defaults, the authors' suggestion for 2.3,
+which 2.0 gets too: `audio_guidance_scale` 7, isolation of the modalities 3, spatio-temporal guidance 1 where the
+checkpoint can be perturbed, all rescaled by 0.7. That is three runs a step, of which one is a double.
 
 Schedule: a scheduler that shifts (`use_dynamic_shifting`) runs as diffusers runs it. One that does not gets LTX's
 linear-quadratic schedule, whose eight steps are those that the distilled checkpoints were trained on; a catalogue entry
