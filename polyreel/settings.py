@@ -59,7 +59,7 @@ class Settings(BaseSettings):
         resident_loras_mb: LoRAs that stay loaded beside one model at most, 1e6 bytes; the least recently used go.
         file_metadata: write what is needed to make the same video again (prompt, seed, settings, versions) into it.
         max_queued: unfinished jobs in all before new ones are refused.
-        max_body_bytes: longest request body that is read; 1 MiB is plenty while no dialect takes images.
+        max_body_bytes: longest request body that is read; routes that take pictures read 20 MiB.
         retention_s: how long a finished job and its files are kept, seconds.
         job_timeout_s: longest time that one attempt may run, seconds.
         drain_s: how long a stopping worker may finish its job, seconds; after that the job is handed back.
