@@ -19,7 +19,7 @@ import pytest
 from models import AdapterFile, PreparedRequest
 from models._adapters import Adapters
 from models.tiny import TINY, build, layout_version
-from models.tiny.adapters import kohya_lora, transformer_lora
+from models.tiny.adapters import ADAPTERS, kohya_lora, transformer_lora
 from polyreel.errors import AdapterUnavailable, Cancelled, OutOfMemory
 from polyreel.request import VideoRequest
 from tests.models.conftest import FAMILY_OF, Loaded, load_tiny, with_pictures
@@ -112,15 +112,18 @@ def save(tensors: dict[str, Any], path: Path, **metadata: str) -> Path:
 # The files themselves
 
 
-@pytest.mark.parametrize("name", ["lora-wan", "lora-animatediff", "lora-animatediff-motion", "embedding-animatediff"])
-def test_another_process_builds_the_same_file(tiny_root, tmp_path, name):
-    code = f"from pathlib import Path; from models.tiny import build; build({name!r}, Path({str(tmp_path)!r}))"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+def test_another_process_builds_the_same_files(tiny_root, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from models.tiny import ADAPTERS, build\n"
+        "for name in ADAPTERS: build(name, Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2], check=True)
 
-    path = build(name, tmp_path)
-    assert path.name == f"{name}-{layout_version()}.safetensors"
-    assert path.read_bytes() == build(name, tiny_root).read_bytes()
-    assert [other.name for other in tmp_path.iterdir() if not other.name.startswith(".")] == [path.name]
+    for name in ADAPTERS:
+        path = build(name, tmp_path)
+        assert path.name == f"{name}-{layout_version()}.safetensors"
+        assert path.read_bytes() == build(name, tiny_root).read_bytes()
+    assert len([path for path in tmp_path.iterdir() if not path.name.startswith(".")]) == len(ADAPTERS)
 
 
 def test_a_file_that_a_killed_builder_left_by_half_is_replaced(tiny_root, tmp_path):
@@ -249,9 +252,8 @@ def test_a_file_asked_for_twice_counts_once_with_both_strengths(model, lora, job
     assert len(model.model.adapters.resident) == 1
 
 
+@pytest.mark.parametrize("model", ["wan-ti2v", "ltx", "ltx2", "animatediff"], indirect=True)
 def test_a_job_from_a_picture_has_its_lora_too(model, lora, ask):
-    if "i2v" not in model.family.check(model.model.checkpoint):
-        pytest.skip("this checkpoint starts from no picture")
     request = with_pictures(ask(), 0)
     without = model.generate(request)
 
