@@ -352,12 +352,20 @@ def test_polyreel_config_chooses_the_profile_unless_a_flag_does(monkeypatch: pyt
     assert load_settings("tiny").settings.host == "127.0.0.1"
 
 
+GPU_MODELS = [
+    *("wan2.1-1.3b", "wan2.1-14b", "wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p"),
+    *("wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-5b"),
+    *("ltx", "ltx-0.9.5", "ltx-13b", "ltx-13b-distilled", "ltx2", "ltx2.3"),
+    *("darksushi", "sd15-animatediff", "animatelcm"),
+]
+
+
 @pytest.mark.parametrize(
     ("profile_name", "models"),
     [
         ("tiny", ["wan-tiny", "ltx-tiny", "animatediff-tiny"]),
-        ("gpu", ["wan2.1-1.3b", "wan2.1-14b", "wan2.2-5b", "ltx"]),
-        ("team", ["wan2.1-1.3b", "wan2.1-14b", "wan2.2-5b", "ltx"]),
+        ("gpu", GPU_MODELS),
+        ("team", GPU_MODELS),
     ],
 )
 def test_a_shipped_profile_loads_and_its_catalogue_builds(profile_name: str, models: list[str]) -> None:

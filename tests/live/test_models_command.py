@@ -150,7 +150,8 @@ def test_the_command_that_helps_has_the_profile_that_was_given(tmp_path: Path, e
     done = run(["--config", "gpu", "--json"], environment)
     rows = json.loads(done.stdout)
     assert rows
-    assert {row["state"] for row in rows} == {"downloadable"}
+    assert {row["state"] for row in rows if row["name"] != "darksushi"} == {"downloadable"}
+    assert {row["state"] for row in rows if row["name"] == "darksushi"} == {"missing"}  # a file that you provide
     assert {row["fix"] for row in rows} == {f"polyreel pull {row['name']} --config gpu" for row in rows}
 
 
