@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A CPU build of torch where the index offers one; `make install TORCH=torch==2.13.0+cu130` takes another.
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo up test test-slow lint format bench clean
+.PHONY: help install demo up test test-slow test-gpu lint format bench clean
 help:
 	@sed -n '/^[a-z-]*:.*## /s/:.*## /\t/p' Makefile | expand -t 12
 
@@ -33,6 +33,9 @@ test: install ## the test suite
 test-slow: install ## what takes minutes by nature: full-size examples, foreign clients
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[clients]'
 	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-gpu: install ## full-size models with random weights on CUDA, with a report of memory and speed
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: install ## ruff, mypy, import contracts
 	@$(BIN)/ruff check .
