@@ -57,15 +57,12 @@ class Adapters:
 
     Attributes:
         budget_bytes: of files that stay loaded between jobs; those of the present job are never unloaded.
-        always: LoRAs that every job of the model runs with, before its own; they stay loaded whatever the budget.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.budget_bytes: float = BUDGET_BYTES
-        self.always: tuple[AdapterFile, ...] = ()
         self._pipeline = pipeline
         self._loaded: OrderedDict[Identity, _Resident] = OrderedDict()  # the most recently used last
-        self._pinned: frozenset[Identity] = frozenset()  # those of `always`
         self._numbers = count(1)
         for module in self._modules():
             # peft does this when the first LoRA comes. Torch multiplies in another order then, even where nothing is
@@ -90,13 +87,13 @@ class Adapters:
         """
         try:
             strengths: dict[Identity, float] = {}
-            for identity, lora in self._bring([*self.always, *loras]):
+            for identity, lora in self._bring(loras):
                 strengths[identity] = strengths.get(identity, 0.0) + lora.strength
             self._switch({self._loaded[i].adapter: strength for i, strength in strengths.items() if strength})
             yield
         finally:
             self._switch({})
-            self._make_room(0, self._pinned)
+            self._make_room(0, frozenset())
 
     def unload_all(self) -> None:
         """Take every LoRA out; the modules are again what they were when the model was loaded."""
@@ -106,7 +103,6 @@ class Adapters:
         """Load those of the present job that are not there yet, after what has to go for them."""
         wanted = [(identify(lora), lora) for lora in loras]
         present = frozenset(identity for identity, _ in wanted)
-        self._pinned = frozenset(identity for identity, _ in wanted[: len(self.always)])
         # What was loaded from files that have been replaced since will never be asked for again.
         now = {stamp.path: stamp for identity in present for stamp in identity}
         self._remove([old for old in self._loaded if any(now.get(stamp.path, stamp) != stamp for stamp in old)])

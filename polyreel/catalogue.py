@@ -101,6 +101,7 @@ class Catalogue:
         if request.images and "i2v" not in entry.tasks and entry.i2v:
             request = replace(request, model=entry.i2v)
             entry = self.models[request.model]
+            self._check_adapters(request)
         for task, field in _wanted(request):
             if task not in entry.tasks:
                 others = [name for name, other in self.models.items() if task in other.tasks]
@@ -111,6 +112,18 @@ class Catalogue:
                 )
         entry.limits.check_pixels(request.num_frames, request.delivered_height, request.delivered_width)
         return request
+
+    def _check_adapters(self, request: VideoRequest) -> None:
+        """Raise `NotServedYet` for a LoRA or embedding that was made for the entry, but not for its companion."""
+        uses = [("loras", self.loras, use.name) for use in request.loras]
+        uses += [("embeddings", self.embeddings, name) for name in request.embeddings]
+        for field, adapters, name in uses:
+            if request.model not in adapters[name].models:
+                raise NotServedYet(
+                    f"{field}: {name} was not made for {request.model}, which runs requests with a picture here; "
+                    "leave one of the two out.",
+                    field,
+                )
 
     def public_names(self, dialect: str) -> list[str]:
         """Return every name that `dialect` serves, in catalogue order."""

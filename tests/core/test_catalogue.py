@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 
 from polyreel.catalogue import Catalogue
-from polyreel.entries import Limits, ServedModel
-from polyreel.errors import ConfigurationError, InvalidRequest, UnknownModel
+from polyreel.entries import Adapter, Limits, ServedModel
+from polyreel.errors import ConfigurationError, InvalidRequest, NotServedYet, UnknownModel
+from polyreel.request import AdapterUse, ImageCondition, PromptSpan, VideoRequest
 
 
 def served(*names: str, dialect: str = "modelslab", **values: object) -> ServedModel:
@@ -105,3 +108,79 @@ def test_a_video_may_have_as_many_pixels_as_its_entry_allows_and_no_more() -> No
 
 def test_an_entry_allows_a_hundred_million_pixels_unless_it_says_otherwise() -> None:
     assert Limits().pixels == 100_000_000
+
+
+def with_picture(**fields: object) -> VideoRequest:
+    base = VideoRequest(
+        model="text",
+        prompts=(PromptSpan("a cat", 9),),
+        height=64,
+        width=64,
+        fps=8,
+        num_inference_steps=2,
+        guidance_scale=4,
+        seed=1,
+        outputs=(),
+        images=(ImageCondition("in/cat"),),
+    )
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+COMPANIONS = {
+    "text": ServedModel(family="wan", checkpoint="tiny:wan21", i2v="picture"),
+    "picture": ServedModel(family="wan", checkpoint="tiny:wan21-i2v", tasks=("i2v", "first_last")),
+}
+
+
+def test_a_picture_moves_a_request_to_the_companion_that_takes_one() -> None:
+    catalogue = Catalogue(COMPANIONS)
+
+    assert catalogue.admit(with_picture()).model == "picture"
+    assert catalogue.admit(with_picture(images=())).model == "text"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"images": (ImageCondition("in/cat", 4),)},
+            "images: picture cannot do this (keyframes). Models that can: none here.",
+        ),
+        (
+            {"closed_loop": True},
+            "closed_loop: picture cannot do this (closed_loop). Models that can: none here.",
+        ),
+        (
+            {"loras": (AdapterUse("ink"),)},
+            "loras: ink was not made for picture, which runs requests with a picture here; leave one of the two out.",
+        ),
+    ],
+)
+def test_what_the_companion_cannot_do_is_refused(fields: dict[str, object], message: str) -> None:
+    catalogue = Catalogue(COMPANIONS, loras={"ink": Adapter(checkpoint="ink.safetensors", models=("text",))})
+
+    with pytest.raises(NotServedYet) as refusal:
+        catalogue.admit(with_picture(**fields))
+    assert refusal.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("section", "adapter", "message"),
+    [
+        ("loras", {"models": ["txt"]}, "loras.ink.models: 'txt' is not served. Did you mean text?"),
+        ("embeddings", {"models": ["text"]}, "embeddings.ink.token: name the word by which prompts call it."),
+    ],
+)
+def test_an_adapter_that_refers_to_nothing_stops_the_start(
+    section: str, adapter: dict[str, object], message: str
+) -> None:
+    entry = Adapter.model_validate({"checkpoint": "ink.safetensors", **adapter})
+
+    with pytest.raises(ConfigurationError) as refusal:
+        Catalogue(COMPANIONS, **{section: {"ink": entry}})  # type: ignore[arg-type]
+    assert str(refusal.value) == message
+
+
+def test_a_companion_that_takes_no_picture_stops_the_start() -> None:
+    with pytest.raises(ConfigurationError, match=r"models\.text\.i2v: 'text' is not an entry with the task i2v"):
+        Catalogue({"text": ServedModel(family="wan", checkpoint="tiny:wan21", i2v="text")})

@@ -77,7 +77,6 @@ def _off_and_unloaded_again(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "model" in request.fixturenames:
         adapters = request.getfixturevalue("model").model.adapters
-        adapters.always = ()
         adapters.budget_bytes = 2e9
         adapters.unload_all()
 
@@ -475,25 +474,6 @@ def test_a_file_that_was_replaced_is_loaded_anew(model, lora, job, tmp_path):
 
     assert np.array_equal(run(model, job, style), new)
     assert model.model.adapters.resident.count("style") == 1
-
-
-@pytest.mark.parametrize("model", ["ltx", "animatediff"], indirect=True)
-def test_a_lora_that_is_always_on_runs_with_every_job(model, lora, job):
-    without, always, both = run(model, job), run(model, job, lora(0, 0.8)), run(model, job, lora(0, 0.8), lora(1))
-    adapters = model.model.adapters
-    adapters.unload_all()
-    adapters.always = (lora(0, 0.8),)
-    adapters.budget_bytes = 0
-
-    assert np.array_equal(run(model, job), always)
-    assert np.array_equal(run(model, job, lora(1)), both)
-    assert adapters.resident == [lora(0).name]  # whatever the budget
-    with pytest.raises(AdapterUnavailable, match="LoRA gone is missing"):
-        run(model, job, AdapterFile("gone", Path("gone.safetensors")))
-    assert np.array_equal(run(model, job), always)
-
-    adapters.always = ()
-    assert np.array_equal(run(model, job), without)
 
 
 def test_loras_are_off_after_a_job_that_was_cancelled(model, alone, lora, job):
