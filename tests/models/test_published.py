@@ -170,6 +170,15 @@ def test_the_pipelines_of_the_family_take_the_components(name: str) -> None:
         assert type(variant).__name__ == class_name
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_component_is_of_a_class_that_the_pipeline_was_written_for(name: str) -> None:
+    made = loaded(name).pipeline
+    expected = type(made)._get_signature_types()
+    # Wan's signature names one scheduler, and its checkpoints are published with another.
+    roles = [role for role in published(name).components if role != "scheduler"]
+    assert [role for role in roles if not isinstance(getattr(made, role), expected[role])] == []
+
+
 def test_two_transformers_come_with_the_step_at_which_they_change() -> None:
     text, image = loaded("wan2.2-t2v-a14b").pipeline, loaded("wan2.2-i2v-a14b").pipeline
     assert (text.config.boundary_ratio, image.config.boundary_ratio) == (0.875, 0.9)
