@@ -19,7 +19,8 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 #: Names of a component's weights, in the order in which diffusers and transformers look for them. Variants such as
 #: model.fp16.safetensors are not among them: they are loaded only when asked for by name.
-_WEIGHTS = (
+#: `polyreel pull` fetches by the same list.
+WEIGHTS = (
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
@@ -85,7 +86,7 @@ def weight_files(component: Path) -> list[Path]:
     Raises:
         CheckpointUnavailable: an index is damaged. Whether the files are there is not looked at.
     """
-    for name in _WEIGHTS:
+    for name in WEIGHTS:
         file = component / name
         if file.is_file():
             return _shards(file) if name.endswith(".json") else [file]
@@ -153,7 +154,7 @@ def _refuse_without_weights(component: Path) -> None:
                 "safetensors; only those are loaded. Convert it."
             )
     raise CheckpointUnavailable(
-        f"{component} has no weights in a file named {_WEIGHTS[1]} or {_WEIGHTS[2]} (found: "
+        f"{component} has no weights in a file named {WEIGHTS[1]} or {WEIGHTS[2]} (found: "
         f"{', '.join(found) or 'none'}); the checkpoint is incomplete, fetch it again."
     )
 

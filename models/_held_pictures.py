@@ -31,8 +31,7 @@ from typing import Any
 import numpy as np
 
 from models import Pipeline, PreparedRequest
-from models._pictures import cover
-from polyreel.errors import GenerationFailed
+from models._pictures import cover, frames_of
 
 Tensor = Any  # torch is imported lazily
 
@@ -49,16 +48,10 @@ def pictures_by_frame(prepared: PreparedRequest) -> dict[int, Held]:
     """Return the pictures of a request by frame, counted from 0.
 
     Raises:
-        GenerationFailed: there is no such frame.
+        InvalidRequest: see `frames_of`.
     """
-    num_frames = prepared.request.num_frames
-    held = {}
-    for image, picture in zip(prepared.request.images, prepared.images, strict=True):
-        frame = image.frame_index + num_frames if image.frame_index < 0 else image.frame_index
-        if not 0 <= frame < num_frames:
-            raise GenerationFailed(f"A picture is for frame {image.frame_index}, and the video has {num_frames}.")
-        held[frame] = Held(picture, image.strength)
-    return held
+    asked = zip(frames_of(prepared.request), prepared.request.images, prepared.images, strict=True)
+    return {frame: Held(picture, image.strength) for frame, image, picture in asked}
 
 
 def shares(frames: Mapping[int, Held], num_frames: int, *, closed: bool = False) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures that condition a video, brought to the size at which it is denoised, and frames brought to a larger size.
+"""Pictures that condition a video: the frames they are for, and their size; and frames brought to a larger size.
 
 Resizing keeps the aspect and crops around the centre, in linear steps of Pillow's Lanczos filter: what a person would
 do by hand, and what the hosted services do. Knows no pipeline.
@@ -10,8 +10,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polyreel.errors import InvalidRequest
+from polyreel.request import VideoRequest
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def frames_of(request: VideoRequest) -> list[int]:
+    """Return the frame of each of a request's pictures, in their order, counted from 0.
+
+    Raises:
+        InvalidRequest: the video has no such frame, or the frame has another picture already.
+    """
+    frames: list[int] = []
+    for image in request.images:
+        frame = image.frame_index + request.num_frames * (image.frame_index < 0)
+        if not 0 <= frame < request.num_frames or frame in frames:
+            raise InvalidRequest(
+                f"images: frame_index must be a frame of 0 to {request.num_frames - 1} (or of {-request.num_frames} "
+                f"to -1, from the end) without another picture, got {image.frame_index}.",
+                field="images",
+            )
+        frames.append(frame)
+    return frames
 
 
 def cover(picture: np.ndarray, height: int, width: int) -> Image:

@@ -37,13 +37,13 @@ from models._ltx2 import LTX2, cut
 from models._ltx_pass import Kind, Pass, Passed, Picture
 from models._ltx_upsampler import check_upsampler, has_upsampler, load_upsampler, upsample
 from models._ltx_video import LTXVideo, knows_keyframes
-from models._pictures import enlarge
+from models._pictures import enlarge, frames_of
 from models._progress import Meter
 from models._run import finish, generators, run_batches
 from models._second_pass import num_steps
 from models.loaded import LoadedModel
 from polyreel.entries import Placement, Task
-from polyreel.errors import CheckpointUnavailable, InvalidRequest, NotServedYet
+from polyreel.errors import CheckpointUnavailable, NotServedYet
 from polyreel.formats import Audio
 from polyreel.request import PromptSpan, Upscale, VideoRequest
 
@@ -194,19 +194,11 @@ def _pictures(prepared: PreparedRequest, tasks: frozenset[Task]) -> tuple[Pictur
 
     Raises:
         NotServedYet: the checkpoint cannot do this.
-        InvalidRequest: two pictures for one frame, or one for a frame that the video has not.
+        InvalidRequest: see `frames_of`.
     """
     request = prepared.request
-    pictures = {}
-    for image, pixels in zip(request.images, prepared.images, strict=True):
-        frame = image.frame_index + request.num_frames * (image.frame_index < 0)
-        if not 0 <= frame < request.num_frames or frame in pictures:
-            raise InvalidRequest(
-                f"images: frame_index must be a frame of 0 to {request.num_frames - 1} without another picture, "
-                f"got {image.frame_index}.",
-                field="images",
-            )
-        pictures[frame] = Picture(pixels, frame, image.strength)
+    asked = zip(frames_of(request), request.images, prepared.images, strict=True)
+    pictures = {frame: Picture(pixels, frame, image.strength) for frame, image, pixels in asked}
     if set(pictures) - {0} and "keyframes" not in tasks:
         raise NotServedYet(
             f"images: pictures for the frames {sorted(pictures)} are asked for, and this checkpoint takes one for the "

@@ -22,14 +22,14 @@ import numpy as np
 from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video
 from models._geometry import legal_frames, round_up
 from models._load import check_folder, load_model
-from models._pictures import cover, enlarge
+from models._pictures import cover, enlarge, frames_of
 from models._progress import Meter
 from models._run import finish, generators, only_prompt, run_batches, run_pipeline
 from models._second_pass import SecondPassPipeline, num_steps
 from models._wan_layouts import CLASSES, IMAGE_CLASS, check_layout, join_pictures, multiples
 from models.loaded import LoadedModel
 from polyreel.entries import Placement, Task
-from polyreel.errors import InvalidRequest, NotServedYet
+from polyreel.errors import NotServedYet
 from polyreel.request import PromptSpan, VideoRequest
 
 
@@ -142,12 +142,10 @@ def _pictures(prepared: PreparedRequest, tasks: frozenset[Task]) -> dict[str, np
 
     Raises:
         NotServedYet: the checkpoint cannot do this.
-        InvalidRequest: two pictures for one frame.
+        InvalidRequest: see `frames_of`.
     """
     request = prepared.request
-    frames = [image.frame_index + request.num_frames * (image.frame_index < 0) for image in request.images]
-    if len(set(frames)) < len(frames):
-        raise InvalidRequest(f"images has several pictures for one frame: {frames}; give one each.", field="images")
+    frames = frames_of(request)
     names: dict[tuple[int, ...], tuple[Task, tuple[str, ...]]] = {
         (): ("t2v", ()),
         (0,): ("i2v", ("image",)),

@@ -11,18 +11,11 @@ from collections.abc import Callable, Collection
 from pathlib import PurePosixPath
 from typing import Any
 
+from models._folder import PICKLES, WEIGHTS
 from polyreel.errors import CheckpointUnavailable
 
 #: What is read beside weights: configurations, vocabularies, merges, sentencepiece models.
 _SMALL = (".json", ".txt", ".model")
-
-#: Names of a component's weights, in the order in which diffusers and transformers look for them.
-_WEIGHTS = (
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "model.safetensors.index.json",
-)
 
 #: Parses one JSON file of the repository. Any: JSON.
 ReadJson = Callable[[str], Any]
@@ -81,7 +74,7 @@ def _component(repository: str, folder: str, files: Collection[str], read_json: 
     if not weights:
         others = sorted(here - found)
         variants = [path for path in others if path.endswith(".safetensors")]
-        pickles = [path for path in others if PurePosixPath(path).suffix in (".bin", ".ckpt", ".pt", ".pth", ".pkl")]
+        pickles = [path for path in others if PurePosixPath(path).suffix in PICKLES]
         if variants:
             raise CheckpointUnavailable(
                 f"{repository} has weights of {folder} only as {', '.join(variants[:3])}, which are not loaded; "
@@ -96,7 +89,7 @@ def _component(repository: str, folder: str, files: Collection[str], read_json: 
 
 
 def _weights(repository: str, folder: str, here: Collection[str], read_json: ReadJson) -> set[str]:
-    for name in _WEIGHTS:
+    for name in WEIGHTS:
         path = f"{folder}{name}"
         if path not in here:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,16 @@ def load(tiny_root: Path) -> Callable[[str], Loaded]:
     return load
 
 
+@pytest.fixture(scope="session")
+def load_once(load: Callable[[str], Loaded]) -> Callable[[str], Loaded]:
+    """Load a tiny checkpoint once for all tests: what one test leaves behind, the next one would see."""
+    return cache(load)
+
+
 @pytest.fixture(scope="session", params=list(TINY))
-def loaded(request: pytest.FixtureRequest, load: Callable[[str], Loaded]) -> Loaded:
-    """Each tiny checkpoint, loaded once for all tests: what one test leaves behind, the next one would see."""
-    return load(request.param)
+def loaded(request: pytest.FixtureRequest, load_once: Callable[[str], Loaded]) -> Loaded:
+    """Each tiny checkpoint, loaded once for all tests."""
+    return load_once(request.param)
 
 
 def small_request(prompt: str = "a cat in the rain", num_frames: int = 5, **fields: Any) -> VideoRequest:

@@ -19,7 +19,7 @@ from models._ltx2 import cut, guidance_of, legal_side
 from models._pictures import cover, enlarge
 from models.tiny import build
 from polyreel.entries import Placement
-from polyreel.errors import CheckpointUnavailable, GenerationFailed, InvalidRequest, NotServedYet
+from polyreel.errors import CheckpointUnavailable, GenerationFailed, NotServedYet
 from polyreel.formats import Audio
 from polyreel.request import Upscale
 from tests.models.conftest import Loaded, load_tiny, picture, with_pictures
@@ -188,12 +188,6 @@ def test_a_picture_for_a_later_frame_is_refused_by_a_checkpoint_that_knows_the_f
     with pytest.raises(NotServedYet, match=r"pictures for the frames \[0, 4\]") as refusal:
         tiny("ltx-091").generate(with_pictures(ask(), 0, -1))
     assert refusal.value.field == "images"
-
-
-@pytest.mark.parametrize("frames", [(0, 0), (4, -1), (5,), (-6,)])
-def test_every_picture_needs_a_frame_of_its_own(tiny, ask, frames):
-    with pytest.raises(InvalidRequest, match="a frame of 0 to 4 without another picture"):
-        tiny("ltx").generate(with_pictures(ask(), *frames))
 
 
 # Guidance of LTX-2

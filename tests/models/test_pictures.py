@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from models._pictures import cover, enlarge
+from models._pictures import cover, enlarge, frames_of
+from polyreel.errors import InvalidRequest
+from tests.models.conftest import small_request, with_pictures
+
+
+def test_frames_are_counted_from_both_ends():
+    assert frames_of(with_pictures(small_request(), 4, 0, -2).request) == [4, 0, 3]
+    assert frames_of(small_request()) == []
+
+
+@pytest.mark.parametrize("name", ["wan22-i2v", "ltx", "animatediff"])
+@pytest.mark.parametrize("frames", [(0, 0), (4, -1), (0, 5), (0, -6)])
+def test_every_picture_needs_a_frame_of_its_own_in_every_family(load_once, name, frames):
+    message = rf"a frame of 0 to 4 \(or of -5 to -1, from the end\) without another picture, got {frames[1]}\."
+    with pytest.raises(InvalidRequest, match=message) as refusal:
+        load_once(name).generate(with_pictures(small_request(), *frames))
+    assert refusal.value.field == "images"
 
 
 def test_a_wide_picture_loses_its_sides_and_keeps_its_centre():
