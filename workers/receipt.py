@@ -1,7 +1,7 @@
 """The receipt of a video: what is needed to make it again, and how it was made.
 
-The reproducible part (no times, ids, dates or machine names) also goes into the file, so that the same request and
-seed still give the same bytes.
+It knows no times, ids, dates or names of machines. The part that decides pixels also goes into the file, so that the
+same request and seed give the same bytes wherever the weights were and however often memory ran out before.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from polyreel import __version__
 
 #: Libraries whose version can change the pixels.
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+
+#: What of a receipt changes no pixel, by design: it is in the record alone. float8 and tiles do change some.
+_CHANGES_NO_PIXEL = ("placement", "vae_slicing", "after_out_of_memory")
 
 
 def receipt(prepared: PreparedRequest, video: Video, model: LoadedModel) -> dict[str, Any]:
@@ -48,9 +51,12 @@ def receipt(prepared: PreparedRequest, video: Video, model: LoadedModel) -> dict
 
 
 def metadata(facts: dict[str, Any]) -> dict[str, str]:
-    """Return what goes into a file: the prompts as its title, the receipt as its comment."""
+    """Return what goes into a file: the prompts as its title, as its comment the receipt less what changes no pixel."""
     title = " / ".join(span["prompt"] for span in facts["prompts"])
-    return {"title": title, "comment": json.dumps(facts, sort_keys=True, ensure_ascii=False)}
+    comment = {name: fact for name, fact in facts.items() if name not in _CHANGES_NO_PIXEL}
+    # The kind of device rounds in its own way; which one of several it was does not matter.
+    comment["device"] = comment["device"].partition(":")[0]
+    return {"title": title, "comment": json.dumps(comment, sort_keys=True, ensure_ascii=False)}
 
 
 @cache

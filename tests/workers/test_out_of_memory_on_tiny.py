@@ -75,6 +75,7 @@ def fresh(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def runner(queue: Queue, folder: Path, tmp_path: Path) -> JobRunner:
+    """A runner whose files hold no receipt, as those of `FRESH` do not."""
     catalogue = Catalogue({"ltx-tiny": ServedModel(family="ltx", checkpoint=str(folder))})
     residency = Residency(catalogue, tmp_path / "built", "cpu", 1)
     storage = LocalStorage(tmp_path / "results")
@@ -159,6 +160,20 @@ def test_a_job_is_tried_again_and_the_next_one_is_as_in_a_fresh_process(
     small = run(runner, SMALL)
     assert small.receipt["placement"] == "resident"
     assert small.outputs[0].sha256 == fresh
+
+
+def test_a_job_that_ran_out_of_memory_makes_the_same_file_receipt_and_all(runner: JobRunner) -> None:
+    runner.file_metadata = True
+    plain = run(runner, SMALL)
+    with no_memory("LTXVideoTransformer3DModel", next_times(1)):
+        again = run(runner, SMALL)
+    assert again.receipt["after_out_of_memory"] == ["cpu_offload"]
+    assert (plain.receipt["placement"], again.receipt["placement"]) == ("resident", "cpu_offload")
+    assert again.outputs[0].sha256 == plain.outputs[0].sha256
+    with no_memory("LTXVideoMidBlock3d", next_times(1)):
+        tiled = run(runner, SMALL)
+    assert tiled.receipt["after_out_of_memory"][-1] == "vae_tiling"
+    assert tiled.outputs[0].sha256 != plain.outputs[0].sha256  # its receipt says so
 
 
 def test_a_job_that_runs_out_on_every_rung_fails_alone(runner: JobRunner, fresh: str) -> None:
