@@ -15,7 +15,7 @@ import structlog
 from models import OnProgress, PreparedRequest, Video
 from models.loaded import LoadedModel
 from polyreel.errors import CheckpointUnavailable, OutOfMemory
-from workers.failures import as_out_of_memory, is_device_error
+from workers.failures import as_out_of_memory, is_device_error, is_models_own
 from workers.memory import device_memory, free_memory, let_go
 from workers.out_of_memory import Ladder, explained
 from workers.receipt import receipt
@@ -106,7 +106,7 @@ class Attempts:
         try:
             model = self.residency.get(name, ladder.placement)
         except CheckpointUnavailable as err:
-            if as_out_of_memory(err) is None:
+            if is_models_own(err):
                 self.unavailable = {**self.unavailable, name: err.message}
             raise
         self.unavailable = {other: reason for other, reason in self.unavailable.items() if other != name}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rq.timeouts import JobTimeoutException
 
-from polyreel.errors import CheckpointUnavailable, EncodingFailed, OutOfMemory, PolyreelError
+from polyreel.errors import Cancelled, CheckpointUnavailable, EncodingFailed, OutOfMemory, PolyreelError
 from polyreel.job import VideoJob
 from workers.memory import chain
 
@@ -47,6 +47,22 @@ def as_out_of_memory(err: BaseException) -> OutOfMemory | None:
     return None
 
 
+def is_timeout(err: BaseException) -> bool:
+    """Return whether RQ's time limit of the job struck, whatever was done with its exception on the way up."""
+    return any(isinstance(cause, JobTimeoutException) for cause in chain(err))
+
+
+def is_models_own(err: BaseException) -> bool:
+    """Return whether a model that did not load is itself to blame: no memory, limit, stop or device was."""
+    stops = (Cancelled, SystemExit, KeyboardInterrupt)
+    return not (
+        as_out_of_memory(err)
+        or is_timeout(err)
+        or is_device_error(err)
+        or any(isinstance(cause, stops) for cause in chain(err))
+    )
+
+
 def is_device_lost(err: BaseException) -> bool:
     """Return whether nothing will run on the device any more in this process."""
     return is_device_error(err) and any(words in str(cause) for cause in chain(err) for words in _DEVICE_LOST)
@@ -62,7 +78,7 @@ def is_device_error(err: BaseException) -> bool:
 
 def public(job: VideoJob, err: BaseException) -> tuple[str, str]:
     """Return the code and message of a failure, fit for the client."""
-    if any(isinstance(cause, JobTimeoutException) for cause in chain(err)):
+    if is_timeout(err):
         return "timeout", "The job ran longer than this server allows (job_timeout_s)."
     for kind, message in _PUBLIC.items():
         if isinstance(err, kind):

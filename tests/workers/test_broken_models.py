@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rq.timeouts import JobTimeoutException
 
 from models.tiny import build
 from polyreel.catalogue import Catalogue
@@ -116,3 +117,42 @@ def test_a_missing_part_makes_the_model_unavailable_and_names_it(
     assert "lcm.safetensors" in state["broken"]
     assert run(runner, OF_BROKEN).error_code == "checkpoint_unavailable"
     assert run(runner, REQUEST).status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (JobTimeoutException("Task exceeded maximum timeout value (1800 seconds)"), "timeout"),
+        (RuntimeError("CUDA error: invalid configuration argument"), "checkpoint_unavailable"),
+    ],
+)
+def test_a_model_that_something_else_kept_from_loading_stays_available(
+    serve: Callable[..., JobRunner], monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    def struck(*args: Any, **kwargs: Any) -> None:
+        try:
+            raise error
+        except Exception as err:  # as the libraries wrap what they meet
+            raise OSError("cannot load") from err
+
+    runner = serve()
+    with monkeypatch.context() as patch:
+        patch.setattr("diffusers.LTXPipeline.from_pretrained", struck)
+        assert run(runner, REQUEST).error_code == code
+    assert runner.attempts.unavailable == {}
+    assert run(runner, REQUEST).status is JobStatus.SUCCEEDED
+
+
+def test_a_stop_while_a_model_loads_leaves_it_available(
+    serve: Callable[..., JobRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: Any, **kwargs: Any) -> None:
+        try:
+            raise SystemExit
+        finally:
+            raise RuntimeError("cleaning up failed")
+
+    runner = serve()
+    monkeypatch.setattr("diffusers.LTXPipeline.from_pretrained", stopped)
+    run(runner, REQUEST)
+    assert runner.attempts.unavailable == {}
