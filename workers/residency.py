@@ -16,8 +16,7 @@ from models.placement import NO_WEIGHTS, choose, weigh
 from polyreel.catalogue import Catalogue
 from polyreel.entries import Placement
 from polyreel.errors import ConfigurationError, OutOfMemory, did_you_mean
-from workers.memory import DeviceMemory, device_memory, let_go, working_bytes
-from workers.memory import free_memory as free_memory  # the runner imports it from here
+from workers.memory import DeviceMemory, device_memory, free_memory, let_go, working_bytes
 
 log = structlog.get_logger()
 
