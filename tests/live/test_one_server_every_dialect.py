@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import LiveServer
 from tests.live.decode import decode, decode_zip
+from tests.server.pictures import noise_png, png
 
 
 @pytest.fixture
@@ -135,6 +136,70 @@ def test_one_universal_job_makes_a_gif_a_webm_and_a_zip_of_the_same_frames(clien
     assert (webm.shape, webm.fps) == ((10, 160, 96), 24.0)
     difference = np.abs(webm.frames.astype(int) - frames).mean()
     assert difference < 20, "the webm shows other pictures than the zip"
+
+
+def test_the_universal_handler_animates_a_picture(client: httpx2.Client) -> None:
+    inputs = {"prompt": "slow zoom in", "num_frames": 9, "height": 64, "width": 96, "num_inference_steps": 2, "seed": 3}
+    inputs |= {"outputs": ["zip"]}
+    videos = []
+    for picture in (png(40, 30), noise_png(32)):
+        answer = client.post("/", json={"inputs": inputs | {"image": base64.b64encode(picture).decode()}}).json()
+        assert answer["diagnostics"]["mode"] == "i2v"
+        videos.append(decode_zip(base64.b64decode(answer["outputs"]["zip_base64"])))
+    assert videos[0].shape == videos[1].shape == (9, 64, 96, 3)
+    assert not np.array_equal(videos[0], videos[1])
+
+
+def test_modelslabs_older_example_is_upscaled_to_the_size_that_it_asks_for(client: httpx2.Client) -> None:
+    answer = modelslab(
+        client,
+        model_id="ltx",
+        height=64,
+        width=64,
+        num_frames=9,
+        num_inference_steps=2,
+        upscale_height=80,
+        upscale_width=128,
+        upscale_strength=0.6,
+        upscale_guidance_scale=12,
+        upscale_num_inference_steps=4,
+        output_type="mp4",
+    )
+    assert answer["status"] == "success", answer
+    assert decode(httpx2.get(answer["output"][0]).content).shape == (9, 128, 80)
+
+
+def test_modelslabs_improved_sampling_changes_the_video_with_its_own_seed(client: httpx2.Client) -> None:
+    body = {"model_id": "animatediff", "height": 64, "width": 64, "num_frames": 8, "num_inference_steps": 2, "seed": 3}
+    body |= {"output_type": "gif"}
+    videos = [
+        httpx2.get(modelslab(client, **body, **fields)["output"][0]).content
+        for fields in (
+            {},
+            {"use_improved_sampling": True},
+            {"use_improved_sampling": True, "improved_sampling_seed": 7},
+            {"use_improved_sampling": True, "improved_sampling_seed": 42},
+        )
+    ]
+    assert len({*videos}) == 3
+    assert videos[1] == videos[3]  # 42 is the default
+
+
+def test_novita_takes_loras_embeddings_a_loop_and_clip_skip_and_leaves_no_trace_of_them(client: httpx2.Client) -> None:
+    plain = {"seed": 5, "negative_prompt": "(worst quality:2), badhandv4, ((monochrome))"}
+    extras = [
+        {"loras": [{"model_name": "GoodHands-beta2_39807", "strength": 0.7}]},
+        {"embeddings": [{"model_name": "badhandv4_16755"}]},
+        {"closed_loop": True, "prompts": [{"frames": 16, "prompt": "a cat"}]},
+        {"clip_skip": 2},
+    ]
+    videos = []
+    for fields in ({}, *extras, {}):
+        result = novita(client, **plain, **fields)
+        assert result["task"]["status"] == "TASK_STATUS_SUCCEED", result
+        videos.append(httpx2.get(result["videos"][0]["video_url"]).content)
+    assert videos[-1] == videos[0]
+    assert len({*videos}) == 5
 
 
 def test_novitas_prompt_spans_add_up_to_exactly_their_frames(client: httpx2.Client) -> None:
