@@ -17,7 +17,7 @@ from models.loaded import LoadedModel
 from polyreel.errors import CheckpointUnavailable, OutOfMemory
 from workers.failures import as_out_of_memory, is_device_error, is_models_own
 from workers.memory import device_memory, free_memory, let_go
-from workers.out_of_memory import Ladder, explained
+from workers.out_of_memory import Ladder, Ladders, explained
 from workers.receipt import receipt
 from workers.residency import Residency
 from workers.self_check import Fitness, check_device, check_model
@@ -41,6 +41,7 @@ class Attempts:
         self.residency = residency
         self.fitness = Fitness()
         self.unavailable: dict[str, str] = {}
+        self._ladders = Ladders()
 
     def make(
         self,
@@ -50,6 +51,8 @@ class Attempts:
         timings: dict[str, float],
     ) -> tuple[Video, dict[str, Any]]:
         """Return the video and its receipt, plain JSON; "after_out_of_memory" in it says by which rungs it was made.
+
+        They are rungs that this job came down, or an earlier one no larger than it; see `Ladders`.
 
         Args:
             on_start: called whenever the model is in memory and before it is loaded with another placement; may raise
@@ -63,8 +66,11 @@ class Attempts:
         """
         request = prepared.request
         entry = self.residency.catalogue[request.model]
-        ladder = Ladder(entry.placement)
+        ladder = self._ladders.begin(request, entry.placement)
         while True:
+            if "alone" in ladder.rungs:
+                for other in self._others(request.model):
+                    self.residency.unload(other)
             try:
                 video, facts = self._attempt(prepared, ladder, on_start, on_progress, timings)
                 break
@@ -76,13 +82,10 @@ class Attempts:
                 let_go(err)
             # Outside of the handler: until then the error keeps what it failed over alive.
             free_memory()
-            others = self._others(request.model)
-            if not ladder.step_down(trouble.stage, others=bool(others)):
+            if not ladder.step_down(trouble.stage, others=bool(self._others(request.model))):
                 raise explained(trouble, entry, request, device_memory(self.residency.device))
+            self._ladders.came_down(request, trouble.stage, ladder)
             on_start()  # a cancelled job is not worth another load
-            if ladder.rungs[-1] == "alone":
-                for other in others:
-                    self.residency.unload(other)
         return video, {**facts, "after_out_of_memory": ladder.rungs} if ladder.rungs else facts
 
     def _attempt(

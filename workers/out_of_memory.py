@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from polyreel.admission import RESERVED_BYTES, Size, needed_bytes, passes, what_fits
 from polyreel.entries import Placement, ServedModel
 from polyreel.errors import OutOfMemory
@@ -10,13 +14,17 @@ from polyreel.request import VideoRequest
 #: The placement that takes less than each, at the price of speed. The pixels stay the same.
 _NEXT_MODE = {"auto": "cpu_offload", "resident": "cpu_offload", "cpu_offload": "group_offload"}
 
+#: How long a job that ran out of memory is held against the next one as large: other programs come and go on a device.
+_REMEMBERED_S = 3600
+
 
 class Ladder:
     """What one job is tried with after out of memory, each rung once, the fastest first.
 
     First the other models in memory go. Out of memory while decoding is then answered by decoding in tiles, which
-    changes the pixels slightly; at any other stage tiles would not help. Then the weights move off the device: one
-    component at a time, then layer by layer.
+    changes the pixels slightly. Then the weights move off the device: one component at a time, then layer by layer.
+    At other stages tiles come after that: they help where the VAE encodes pictures, or frames for a second pass, and
+    the pixels should not change where anything else would do. Nothing is encoded while a model loads.
 
     Args:
         usual: the placement of the model's entry; its `retry_with_less` says whether there is a ladder at all.
@@ -26,10 +34,10 @@ class Ladder:
         rungs: what each further try did, in order: "alone", "vae_tiling", "cpu_offload", "group_offload".
     """
 
-    def __init__(self, usual: Placement) -> None:
-        self.placement: Placement | None = None
-        self.rungs: list[str] = []
-        self._used = usual
+    def __init__(self, usual: Placement, placement: Placement | None = None, rungs: tuple[str, ...] = ()) -> None:
+        self.placement = placement
+        self.rungs = list(rungs)
+        self._used = placement or usual
 
     def stands_on(self, placement: Placement) -> None:
         """Say what the model was really loaded with, "auto" decided."""
@@ -48,7 +56,7 @@ class Ladder:
         if others and "alone" not in self.rungs:
             self.rungs.append("alone")
             return True
-        if stage == "decoding" and not used.vae_tiling:
+        if not used.vae_tiling and (stage == "decoding" or (not mode and stage != "load")):
             self.placement = used.model_copy(update={"vae_tiling": True})
             self.rungs.append("vae_tiling")
         elif mode:
@@ -58,6 +66,59 @@ class Ladder:
             return False
         self._used = self.placement
         return True
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """A place on the ladder to which a job had to go, and the smallest job that had to lately."""
+
+    placement: Placement | None
+    pixels: int
+    since: float
+
+
+class Ladders:
+    """Where jobs came down to on their ladders, so that the next one as large begins there.
+
+    Every rung costs a load and often most of the denoising; without this, each job of a size that does not fit would
+    pay for all of them. One per worker, forgotten after an hour.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._needed: dict[str, dict[tuple[str, ...], _Needed]] = {}  # model to rungs to what needed them
+
+    def begin(self, request: VideoRequest, usual: Placement) -> Ladder:
+        """Return the ladder of a job, on the lowest place that a job no larger than this one needed.
+
+        Args:
+            usual: as for `Ladder`.
+        """
+        since = self._clock() - _REMEMBERED_S
+        needed = {rungs: one for rungs, one in self._needed.get(request.model, {}).items() if one.since > since}
+        self._needed[request.model] = needed
+        reached = [rungs for rungs, one in needed.items() if one.pixels <= _pixels(request)]
+        if not reached:
+            return Ladder(usual)
+        lowest = max(reached, key=len)
+        return Ladder(usual, needed[lowest].placement, lowest)
+
+    def came_down(self, request: VideoRequest, stage: str, ladder: Ladder) -> None:
+        """Remember where a job's ladder stands now that it ran out of memory at `stage`."""
+        needed = self._needed.setdefault(request.model, {})
+        pixels = 0 if stage == "load" else _pixels(request)  # a model takes as much for any job while it loads
+        before = needed.get(tuple(ladder.rungs))
+        if before is not None:
+            pixels = min(pixels, before.pixels)
+        needed[tuple(ladder.rungs)] = _Needed(ladder.placement, pixels, self._clock())
+
+
+def _pixels(request: VideoRequest) -> int:
+    """Return the pixels of a request's largest pass; for one model, memory grows with them."""
+    return max(size.num_frames * size.height * size.width for size in passes(request))
 
 
 def explained(

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import workers.attempts
+from models import PreparedRequest
 from polyreel.entries import Cost, Geometry, Placement
 from polyreel.errors import CheckpointUnavailable, GenerationFailed, OutOfMemory
 from polyreel.job import JobStatus, VideoJob
 from polyreel.queue import Queue
-from polyreel.request import PromptSpan, VideoRequest
+from polyreel.request import PromptSpan, Upscale, VideoRequest
 from polyreel.storage.local import LocalStorage
 from tests.core.jobs import REQUEST, queued
 from tests.families.quick import Quick
@@ -21,7 +22,7 @@ from tests.families.raising import Raising
 from tests.families.running_out import OutOfMemoryError, RunningOut
 from workers.failures import as_out_of_memory, is_device_lost
 from workers.memory import let_go
-from workers.out_of_memory import Ladder, explained
+from workers.out_of_memory import Ladder, Ladders, explained
 from workers.residency import Residency
 from workers.runner import JobRunner
 from workers.self_check import smallest_request
@@ -64,16 +65,18 @@ def is_small(placement: Placement, request: VideoRequest | None) -> bool:
 @pytest.mark.parametrize(
     ("usual", "stage", "others", "rungs"),
     [
-        (Placement(mode="resident"), "denoising", False, ["cpu_offload", "group_offload"]),
-        (Placement(mode="resident"), "text_encoding", False, ["cpu_offload", "group_offload"]),
+        (Placement(mode="resident"), "denoising", False, ["cpu_offload", "group_offload", "vae_tiling"]),
+        (Placement(mode="resident"), "text_encoding", False, ["cpu_offload", "group_offload", "vae_tiling"]),
         (Placement(mode="resident"), "load", False, ["cpu_offload", "group_offload"]),
         (Placement(mode="auto"), "load", False, ["cpu_offload", "group_offload"]),
-        (Placement(mode="cpu_offload"), "denoising", False, ["group_offload"]),
-        (Placement(mode="group_offload"), "denoising", False, []),
+        (Placement(mode="cpu_offload"), "denoising", False, ["group_offload", "vae_tiling"]),
+        (Placement(mode="group_offload"), "denoising", False, ["vae_tiling"]),
+        (Placement(mode="group_offload", vae_tiling=True), "denoising", False, []),
+        (Placement(mode="group_offload"), "load", False, []),
         (Placement(mode="resident"), "decoding", False, ["vae_tiling", "cpu_offload", "group_offload"]),
         (Placement(mode="resident", vae_tiling=True), "decoding", False, ["cpu_offload", "group_offload"]),
         (Placement(mode="group_offload"), "decoding", False, ["vae_tiling"]),
-        (Placement(mode="resident"), "denoising", True, ["alone", "cpu_offload", "group_offload"]),
+        (Placement(mode="resident"), "denoising", True, ["alone", "cpu_offload", "group_offload", "vae_tiling"]),
         (Placement(mode="resident", retry_with_less=False), "decoding", True, []),
     ],
 )
@@ -100,6 +103,13 @@ def test_a_lower_rung_keeps_what_the_model_was_loaded_with() -> None:
         ("denoising", "group_offload", ["cpu_offload", "group_offload"], ["resident", "cpu_offload", "group_offload"]),
         ("load", "cpu_offload", ["cpu_offload"], ["resident", "cpu_offload"]),
         ("decoding", "tiling", ["vae_tiling"], ["resident", "resident+tiling"]),
+        # A VAE that encodes pictures: the stage is still called so.
+        (
+            "text_encoding",
+            "tiling",
+            ["cpu_offload", "group_offload", "vae_tiling"],
+            ["resident", "cpu_offload", "group_offload", "group_offload+tiling"],
+        ),
         (
             "decoding",
             "cpu_offload",
@@ -131,6 +141,90 @@ def test_the_next_job_runs_in_the_usual_placement_again(make_runner: MakeRunner,
     assert "after_out_of_memory" not in small.receipt
     assert small.receipt["placement"] == "resident"
     assert family.placements == ["resident", "cpu_offload", "resident"]
+
+
+def test_the_next_job_as_large_begins_where_the_first_one_ended(make_runner: MakeRunner, queue: Queue) -> None:
+    family = RunningOut("decoding", lambda placement, request: is_small(placement, request) or placement.vae_tiling)
+    runner = make_runner(family)
+    for _ in range(3):
+        job = run(runner, queue, LARGE)
+        assert (job.status, job.receipt["after_out_of_memory"]) == (JobStatus.SUCCEEDED, ["vae_tiling"])
+    assert family.placements == ["resident", "resident+tiling"]
+    assert run(runner, queue).receipt["placement"] == "resident"
+    run(runner, queue, LARGE)
+    assert family.placements == ["resident", "resident+tiling", "resident", "resident+tiling"]
+
+
+def test_a_job_that_fits_nowhere_is_loaded_once_the_next_time(make_runner: MakeRunner, queue: Queue) -> None:
+    family = RunningOut("denoising", is_small)
+    runner = make_runner(family)
+    everywhere = ["resident", "cpu_offload", "group_offload", "group_offload+tiling"]
+    for placements in (everywhere, everywhere):  # the second time it is still loaded as it was
+        assert run(runner, queue, LARGE).error_code == "gpu_out_of_memory"
+        assert family.placements == placements
+
+
+def test_a_model_that_ran_out_while_it_loaded_is_loaded_with_less_for_any_job(
+    make_runner: MakeRunner, queue: Queue
+) -> None:
+    family = RunningOut("load", lambda placement, request: placement.mode == "cpu_offload")
+    runner = make_runner(family)
+    run(runner, queue, LARGE)
+    assert run(runner, queue).receipt["after_out_of_memory"] == ["cpu_offload"]
+    assert family.placements == ["resident", "cpu_offload"]
+
+
+def test_a_job_that_needed_the_device_alone_gets_it_at_once_the_next_time(
+    make_residency: Callable[..., Residency], queue: Queue, tmp_path: Path
+) -> None:
+    family = RunningOut("denoising")
+    residency = make_residency(capacity=2, **{"ltx-tiny": family, "other": Quick()})
+    family.fits = lambda placement, request: residency.loaded == ["ltx-tiny"]
+    runner = JobRunner(queue, residency, LocalStorage(tmp_path / "results"), tmp_path / "scratch", "one")
+    started: list[str] = []
+
+    def make() -> None:
+        residency.get("other")
+        started.clear()
+        runner.attempts.make(PreparedRequest(REQUEST), lambda: started.append("start"), lambda progress: None, {})
+        assert residency.loaded == ["ltx-tiny"]
+
+    make()
+    assert started == ["start"] * 3  # the first try, between the two, and the second
+    make()
+    assert started == ["start"]
+
+
+def test_out_of_memory_is_forgotten_after_an_hour_and_holds_for_larger_jobs_alone() -> None:
+    now = 0.0
+    usual, ladders = Placement(mode="resident"), Ladders(lambda: now)
+    ladder = ladders.begin(LARGE, usual)
+    for _ in range(2):
+        ladder.step_down("denoising", others=False)
+        ladders.came_down(LARGE, "denoising", ladder)
+    larger = replace(LARGE, height=128)
+    assert ladders.begin(larger, usual).rungs == ["cpu_offload", "group_offload"]
+    assert ladders.begin(larger, usual).placement == Placement(mode="group_offload")
+    assert ladders.begin(REQUEST, usual).rungs == []
+    assert ladders.begin(replace(LARGE, model="other"), usual).rungs == []
+    upscale = Upscale(height=640, width=960, strength=0.5, guidance_scale=3.0, num_inference_steps=4)
+    assert ladders.begin(replace(REQUEST, upscale=upscale), usual).rungs == ["cpu_offload", "group_offload"]
+    now = 3599.0
+    assert ladders.begin(LARGE, usual).rungs == ["cpu_offload", "group_offload"]
+    now = 3600.0
+    assert ladders.begin(LARGE, usual).rungs == []
+
+
+def test_the_smallest_job_counts_for_each_rung() -> None:
+    usual, ladders = Placement(mode="resident"), Ladders()
+    for request, steps in ((LARGE, 2), (REQUEST, 1), (LARGE, 1)):
+        ladder = Ladder(usual)
+        for _ in range(steps):
+            ladder.step_down("denoising", others=False)
+            ladders.came_down(request, "denoising", ladder)
+    assert ladders.begin(REQUEST, usual).rungs == ["cpu_offload"]
+    assert ladders.begin(LARGE, usual).rungs == ["cpu_offload", "group_offload"]
+    assert ladders.begin(replace(REQUEST, height=32), usual).rungs == []
 
 
 def test_without_leave_to_retry_the_job_fails_at_once(make_runner: MakeRunner, queue: Queue) -> None:
