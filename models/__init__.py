@@ -88,6 +88,7 @@ class AdapterFile:
         second: for the second transformer of a Wan 2.2 A14B model, None to use `path` for both.
         strength: of a LoRA, 0..2.
         token: of a textual inversion, the word that prompts use.
+        aliases: further words that mean the same: its public names, its file's name.
     """
 
     name: str
@@ -95,6 +96,7 @@ class AdapterFile:
     second: Path | None = None
     strength: float = 1.0
     token: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,14 @@ class Video:
         made: how it was made, for the receipt: plain JSON of reproducible facts, such as the scheduler, the size that
             was really denoised, the caches. No times, ids or dates.
         seconds: seconds per stage.
+        pipelines: class names of the diffusers pipelines that made it, one per call, in order.
     """
 
     frames: np.ndarray
     audio: Audio | None = None
     made: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     seconds: dict[str, float] = field(default_factory=dict)
+    pipelines: tuple[str, ...] = ()
 
 
 class Family(Protocol):

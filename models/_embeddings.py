@@ -32,18 +32,20 @@ class Embedding:
         name: catalogue name, for messages and the receipt.
         token: the word, in any case.
         vectors: in place of the word's own token embeddings, float32 of (vectors, width).
+        aliases: further words for it, likewise.
     """
 
     name: str
     token: str
     vectors: Tensor
+    aliases: tuple[str, ...] = ()
 
-    def split(self, text: str) -> Iterator[str | Embedding]:
-        """Cut a text at each place where it has the word on its own, with the embedding between the pieces."""
-        # Not \b: a token may begin or end with other signs than letters, such as "<cat-toy>".
-        before = r"(?<!\w)" if re.match(r"\w", self.token) else ""
-        after = r"(?!\w)" if re.match(r"\w", self.token[-1]) else ""
-        pieces = re.split(before + re.escape(self.token) + after, text, flags=re.IGNORECASE)
+    def split(self, text: str, word: str) -> Iterator[str | Embedding]:
+        """Cut a text at each place where it has `word` on its own, with the embedding between the pieces."""
+        # Not \b: a word may begin or end with other signs than letters, such as "<cat-toy>".
+        before = r"(?<!\w)" if re.match(r"\w", word) else ""
+        after = r"(?!\w)" if re.match(r"\w", word[-1]) else ""
+        pieces = re.split(before + re.escape(word) + after, text, flags=re.IGNORECASE)
         for number, piece in enumerate(pieces):
             if number:
                 yield self
@@ -53,17 +55,21 @@ class Embedding:
 def split(text: str, embeddings: Sequence[Embedding]) -> list[str | Embedding]:
     """Cut a text at the words of all embeddings, the longest words first; pieces may be empty."""
     pieces: list[str | Embedding] = [text]
-    for embedding in sorted(embeddings, key=lambda embedding: -len(embedding.token)):
+    words = [(word, embedding) for embedding in embeddings for word in (embedding.token, *embedding.aliases)]
+    for word, embedding in sorted(words, key=lambda pair: -len(pair[0])):
         pieces = [
             part
             for piece in pieces
-            for part in (embedding.split(piece) if isinstance(piece, str) else (piece,))
+            for part in (embedding.split(piece, word) if isinstance(piece, str) else (piece,))
         ]  # fmt: skip
     return pieces
 
 
 def read_embeddings(files: Sequence[AdapterFile], pipeline: Pipeline) -> list[Embedding]:
     """Read the textual inversions of a job.
+
+    An alias that the model knows already, or that is a word of another of these embeddings, is left out: catalogues
+    and files are full of names such as "learned_embeds". A token is what the operator chose, so it is refused then.
 
     Args:
         files: safetensors files of AUTOMATIC1111 or diffusers, with the words that prompts use.
@@ -81,16 +87,31 @@ def read_embeddings(files: Sequence[AdapterFile], pipeline: Pipeline) -> list[Em
                 raise AdapterUnavailable(
                     f"Embeddings {other.name} and {file.name} both use the word {token!r}; ask for one of them."
                 )
-        embeddings.append(Embedding(file.name, token, _read_vectors(file, pipeline)))
+        aliases = _aliases(file, files, pipeline.tokenizer)
+        embeddings.append(Embedding(file.name, token, _read_vectors(file, pipeline), aliases))
     return embeddings
+
+
+def _aliases(file: AdapterFile, files: Sequence[AdapterFile], tokenizer: Any) -> tuple[str, ...]:
+    """Return the words beside its token that mean this file and nothing else, each once whatever its case."""
+    own = {alias.strip().lower(): alias.strip() for alias in file.aliases}
+    taken = {"", file.token.strip().lower()}
+    for other in files:
+        if other is not file:
+            taken |= {word.strip().lower() for word in (other.token, *other.aliases)}
+    return tuple(word for key, word in own.items() if key not in taken and not _is_known(word, tokenizer))
+
+
+def _is_known(word: str, tokenizer: Any) -> bool:
+    """Return whether a word is one token of the model's own."""
+    vocabulary = tokenizer.get_vocab()
+    return word in vocabulary or word.lower() in vocabulary or f"{word.lower()}</w>" in vocabulary
 
 
 def _check_token(file: AdapterFile, token: str, tokenizer: Any) -> None:
     if not token:
         raise AdapterUnavailable(f"Embedding {file.name} has no token; name the word by which prompts call it.")
-    vocabulary = tokenizer.get_vocab()
-    word = token.lower()
-    if token in vocabulary or word in vocabulary or f"{word}</w>" in vocabulary:
+    if _is_known(token, tokenizer):
         raise AdapterUnavailable(
             f"Embedding {file.name} uses the word {token!r}, which the model knows already; "
             "give it another token in the catalogue."

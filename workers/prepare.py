@@ -90,7 +90,20 @@ class Preparer:
             raise AdapterUnavailable(
                 f"The {kind} {name} is not on this machine; choose another until it has been fetched."
             ) from err
-        return AdapterFile(name, path, second, strength, adapter.token)
+        return AdapterFile(name, path, second, strength, adapter.token, _aliases(adapter, path))
+
+
+def _aliases(adapter: Adapter, path: Path) -> tuple[str, ...]:
+    """Return the words beside its token by which prompts may mean a textual inversion, none for a LoRA.
+
+    Clients write what they know: the name under which they ask for it, with or without the file's ending, or the
+    file's own name.
+    """
+    if not adapter.token:
+        return ()
+    names = [name for public in adapter.names.values() for name in public]
+    words = [*names, *(name.removesuffix(".safetensors") for name in names), path.stem]
+    return tuple(word for word in dict.fromkeys(words) if word.lower() != adapter.token.lower())
 
 
 def as_rgb(picture: Image) -> np.ndarray:

@@ -34,11 +34,11 @@ def vectors(count: int, width: int = WIDTH, seed: int = 0):
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
-def save(path, tensors, *, name: str = "bad hands", token: str = "badhandv4") -> AdapterFile:
+def save(path, tensors, *, name: str = "bad hands", token: str = "badhandv4", aliases=()) -> AdapterFile:
     from safetensors.torch import save_file
 
     save_file(tensors, path)
-    return AdapterFile(name, path, token=token)
+    return AdapterFile(name, path, token=token, aliases=aliases)
 
 
 @pytest.fixture
@@ -150,6 +150,32 @@ def test_the_longer_of_two_tokens_is_found_first(pipeline, tmp_path):
     assert [piece if isinstance(piece, str) else piece.name for piece in pieces] == ["a ", "long", ", ", "short", ""]
 
 
+def test_each_of_an_embeddings_words_calls_it_and_the_longest_is_found_first(pipeline, tmp_path):
+    words = ("badhandv4_16755", "badhandv4-old", "BADHANDV4")
+    file = save(tmp_path / "e.safetensors", {"emb_params": vectors(1)}, aliases=words)
+    [embedding] = read_embeddings([file], pipeline)
+
+    assert embedding.aliases == ("badhandv4_16755", "badhandv4-old")
+    pieces = split("BadHandV4_16755 cat, badhandv4-old; badhandv4, badhandv4_1", [embedding])
+    assert [piece is embedding or piece for piece in pieces] == ["", True, " cat, ", True, "; ", True, ", badhandv4_1"]
+
+
+def test_an_alias_that_means_something_else_already_is_left_out(pipeline, tmp_path):
+    tensors = {"emb_params": vectors(1)}
+    first = save(
+        tmp_path / "a.safetensors", tensors, name="first", token="xyzzy", aliases=("THE", "learned_embeds", "plugh")
+    )
+    second = save(tmp_path / "b.safetensors", tensors, name="second", token="Plugh", aliases=("Learned_Embeds", "q_7"))
+
+    embeddings = read_embeddings([first, second], pipeline)
+
+    assert [embedding.aliases for embedding in embeddings] == [(), ("q_7",)]
+    pieces = split("the learned_embeds plugh q_7", embeddings)
+    assert [piece if isinstance(piece, str) else piece.name for piece in pieces] == [
+        "the learned_embeds ", "second", " ", "second", "",
+    ]  # fmt: skip
+
+
 def test_vectors_take_the_weight_of_their_word_and_stay_in_one_chunk(pipeline, badhand):
     embeddings = read_embeddings([badhand], pipeline)
     chunks = chunked(pipeline.tokenizer, "a " * 73 + "(badhandv4:1.3) a", embeddings)
@@ -183,6 +209,14 @@ def test_an_embedding_changes_the_video_in_the_prompt_and_in_the_negative_prompt
 
     assert not np.array_equal(with_it, without)
     assert not np.array_equal(negative_with_it, negative_without)
+
+
+def test_an_embedding_called_by_its_public_name_makes_the_same_video_as_by_its_token(tiny, ask, badhand):
+    named = replace(badhand, aliases=("badhandv4_16755",))
+    [by_name] = tiny.videos([asking(ask("a cat, badhandv4_16755"), named)])
+
+    assert by_name.made["embeddings_used"] == ["bad hands"]
+    assert np.array_equal(by_name.frames, tiny.generate(asking(ask("a cat, badhandv4"), badhand)))
 
 
 def test_an_embedding_whose_word_is_not_there_changes_nothing_and_the_receipt_says_so(tiny, ask, badhand):

@@ -247,7 +247,19 @@ def test_loras_and_embeddings_are_found_where_the_catalogue_says(make_preparer, 
         AdapterFile("film", low, None, 0.5),
         AdapterFile("zoom", high, low, 1.0),
     )
-    assert prepared.embeddings == (AdapterFile("bad hands", high, token="badhandv4"),)
+    assert prepared.embeddings == (AdapterFile("bad hands", high, token="badhandv4", aliases=("high",)),)
+
+
+def test_an_embedding_is_meant_by_its_public_names_and_its_files_name_too(make_preparer, tmp_path):
+    path = tmp_path / "BadHand-v4.safetensors"
+    path.touch()
+    names = {"novita": ("badhandv4_16755.safetensors",), "universal": ("BADHANDV4", "bad-hand")}
+    adapter = Adapter(checkpoint=str(path), models=("sushi",), token="badhandv4", names=names)
+
+    [file] = make_preparer(embeddings={"bad": adapter}).prepare(ask(embeddings=("bad",))).embeddings
+
+    assert file.token == "badhandv4"
+    assert file.aliases == ("badhandv4_16755.safetensors", "bad-hand", "badhandv4_16755", "BadHand-v4")
 
 
 def test_tiny_adapters_are_built_where_they_are_needed(make_preparer, tmp_path):
