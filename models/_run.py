@@ -22,7 +22,8 @@ from polyreel.request import VideoRequest
 #: Changes latents between steps: gets (pipeline, step from 0, timestep, tensors by name), returns those it replaced.
 AfterStep = Callable[[Pipeline, int, Any, dict[str, Any]], dict[str, Any]]
 
-#: Runs one batch: gets its requests and the meter, returns one video per request; `Video.seconds` is filled in here.
+#: Runs one batch: gets its requests and the meter, returns one video per request; their `seconds` and `pipelines` are
+#: filled in here.
 RunBatch = Callable[[list[PreparedRequest], Meter], list[Video]]
 
 
@@ -46,10 +47,11 @@ def run_batches(
     meter = Meter(on_progress, sum(steps(batch[0].request) for batch in batches))
     videos: list[Video] = []
     for batch in batches:
+        model.ran.clear()
         with model.adapters.using(batch[0].loras):
             made = run(batch, meter)
         seconds = meter.take_seconds()
-        videos += [replace(video, seconds=seconds) for video in made]
+        videos += [replace(video, seconds=seconds, pipelines=tuple(model.ran)) for video in made]
     return videos
 
 
@@ -132,6 +134,8 @@ def run_pipeline(
         # diffusers pops from the answer; None would be an AttributeError.
         return after_step(own, step, timestep, tensors) if after_step else {}
 
+    # One that does something before or after its call stands around the pipeline whose class counts.
+    model.ran.append(type(getattr(pipeline, "_pipeline", pipeline)).__name__)
     if generator:
         arguments["generator"] = generator[0] if len(generator) == 1 else list(generator)
     if scheduler is not None:

@@ -135,6 +135,16 @@ def _unchanged(file: _File) -> bool:
     return (stat.st_size, stat.st_mtime_ns) == (file.size, file.changed_ns)
 
 
+def digest(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal; read once, and again when its size or time of change differs.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    stat = path.stat()
+    return _digest(_File(path, stat.st_size, stat.st_mtime_ns))
+
+
 @cache
 def _digest(file: _File) -> str:
     blob = file.path.resolve()

@@ -6,6 +6,7 @@ from typing import Any
 
 from models import Checkpoint, Pipeline
 from models._adapters import Adapters
+from models._origins import checkpoint_origin
 from models.placement import weights_bytes
 from polyreel.entries import Placement
 
@@ -21,6 +22,7 @@ class LoadedModel:
     Attributes:
         adapters: the LoRAs that are loaded beside it.
         weights_bytes: of all components as they were loaded, wherever they are.
+        ran: class names of the pipelines that the batch in progress has called, in order; kept by `models._run`.
         keep: whatever else a family loads once and keeps with the model, by name.
     """
 
@@ -34,8 +36,15 @@ class LoadedModel:
         self.placement = placement
         self.adapters = Adapters(pipeline)
         self.weights_bytes = weights_bytes(pipeline)
+        self.ran: list[str] = []
         self.keep: dict[str, Any] = {}  # Any: a family's own
         self._variants: dict[str, Pipeline] = {}
+        # Now, while the files on disk are the ones that were loaded.
+        self._origin = checkpoint_origin(checkpoint.path, checkpoint.name)
+        self._parts = {
+            role: checkpoint_origin(path, checkpoint.part_names.get(role, ""))
+            for role, path in checkpoint.parts.items()
+        }
 
     def variant(self, class_name: str, **components: Any) -> Pipeline:
         """Return a pipeline of another diffusers class over the same weights, made once per class.
@@ -67,12 +76,10 @@ class LoadedModel:
         self.pipeline.maybe_free_model_hooks()
 
     def facts(self) -> dict[str, Any]:
-        """Return what the receipt of every video says of the model. Plain JSON."""
+        """Return what the receipt of every video says of the model. Plain JSON, no path of this machine."""
         return {
-            "checkpoint": self.checkpoint.name,
-            "revision": self.checkpoint.revision,
-            "parts": self.checkpoint.part_names,
-            "pipeline": type(self.pipeline).__name__,
+            **self._origin,
+            "parts": self._parts,
             "dtype": self.dtype,
             "device": self.device,
             "placement": self.placement.mode,
@@ -81,4 +88,5 @@ class LoadedModel:
             "vae_slicing": self.placement.vae_slicing,
             "attention": self.checkpoint.attention or "native",
             "step_cache": self.checkpoint.step_cache,
+            "scheduler_settings": self.checkpoint.scheduler,
         }

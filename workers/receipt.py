@@ -11,7 +11,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from models import PreparedRequest, Video
+from models import AdapterFile, PreparedRequest, Video
+from models._origins import adapter_origin
 from models.loaded import LoadedModel
 from polyreel import __version__
 
@@ -28,6 +29,7 @@ def receipt(prepared: PreparedRequest, video: Video, model: LoadedModel) -> dict
     return {
         "polyreel": __version__,
         **model.facts(),
+        "pipelines": list(video.pipelines),
         "scheduler": type(model.pipeline.scheduler).__name__ if hasattr(model.pipeline, "scheduler") else "",
         "prompts": [{"prompt": span.prompt, "num_frames": span.num_frames} for span in r.prompts],
         "negative_prompt": r.negative_prompt,
@@ -40,14 +42,19 @@ def receipt(prepared: PreparedRequest, video: Video, model: LoadedModel) -> dict
         "guidance_scale": r.guidance_scale,
         "clip_skip": r.clip_skip,
         "images": [{"key": i.key, "frame_index": i.frame_index, "strength": i.strength} for i in r.images],
-        "loras": [{"name": use.name, "strength": use.strength} for use in r.loras],
-        "embeddings": list(r.embeddings),
+        "loras": [_lora(file) for file in prepared.loras],
+        "embeddings": [{"name": file.name, **adapter_origin(file.path)} for file in prepared.embeddings],
         "closed_loop": r.closed_loop,
         "upscale": {name: getattr(r.upscale, name) for name in r.upscale.__slots__} if r.upscale else None,
         "improved_sampling_seed": r.improved_sampling_seed,
         **video.made,
         "versions": _versions(),
     }
+
+
+def _lora(file: AdapterFile) -> dict[str, Any]:
+    second = {"second": adapter_origin(file.second)} if file.second else {}
+    return {"name": file.name, "strength": file.strength, **adapter_origin(file.path), **second}
 
 
 def metadata(facts: dict[str, Any]) -> dict[str, str]:
