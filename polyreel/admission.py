@@ -162,11 +162,12 @@ def needed_bytes(entry: ServedModel, request: VideoRequest) -> int:
     return _needed(entry, passes(request))
 
 
-def check_fits(entry: ServedModel, request: VideoRequest, device_bytes: int) -> None:
+def check_fits(entry: ServedModel, request: VideoRequest, device_bytes: int, called: str = "") -> None:
     """Refuse what a device of this much memory cannot hold.
 
     Args:
         device_bytes: in all, as the worker says in its heartbeat.
+        called: the model's name for the message, "" for its catalogue name.
 
     Raises:
         InvalidRequest: names the largest number of frames at this size, and the largest size of this shape at this
@@ -175,8 +176,8 @@ def check_fits(entry: ServedModel, request: VideoRequest, device_bytes: int) -> 
     needed = needed_bytes(entry, request)
     if needed > device_bytes - RESERVED_BYTES:
         raise InvalidRequest(
-            f"{_asked(request)} would need about {_gb(needed + RESERVED_BYTES)} GB of memory on {request.model}, "
-            f"and the largest GPU that serves it here has {_gb(device_bytes)} GB. "
+            f"{_asked(request)} would need about {_gb(needed + RESERVED_BYTES)} GB of memory on "
+            f"{called or request.model}, and the largest GPU that serves it here has {_gb(device_bytes)} GB. "
             f"{what_fits(entry, request, device_bytes)}"
         )
 

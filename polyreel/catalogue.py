@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from polyreel.entries import Adapter, ServedModel, Task
-from polyreel.errors import ConfigurationError, NotServedYet, UnknownModel, did_you_mean
+from polyreel.errors import ConfigurationError, InvalidRequest, NotServedYet, UnknownModel, did_you_mean
 from polyreel.request import VideoRequest
 
 
@@ -90,37 +90,57 @@ class Catalogue:
         """As `resolve_lora`, for a textual inversion."""
         return _resolve_adapter("Embedding", self._embedding_by_name, self.embeddings, dialect, public_name, model)
 
-    def admit(self, request: VideoRequest) -> VideoRequest:
+    def admit(self, request: VideoRequest, dialect: str | None = None) -> VideoRequest:
         """Return the request as it is to run: with pictures, on the entry's companion where it needs one.
+
+        Args:
+            dialect: refusals name models as its clients do; None for an operator, who knows the catalogue's names.
 
         Raises:
             NotServedYet: neither the entry nor its companion can do what was asked; names what and who can.
-            InvalidRequest: more pixels than the entry allows.
+            InvalidRequest: more pixels than the entry allows, or more of anything than its companion does.
         """
+        asked = request.model
+        request = replace(request, model=self._runs(asked, request))
         entry = self.models[request.model]
-        if request.images and "i2v" not in entry.tasks and entry.i2v:
-            request = replace(request, model=entry.i2v)
-            entry = self.models[request.model]
-            self._check_adapters(request)
+        if request.model != asked:
+            self._check_adapters(request, dialect)
+            _check_companion(entry, request)
         for task, field in _wanted(request):
             if task not in entry.tasks:
-                others = [name for name, other in self.models.items() if task in other.tasks]
+                able = [name for name in self.models if task in self.models[self._runs(name, request)].tasks]
+                if dialect is not None:
+                    able = [public for name in able for public in self.models[name].names.get(dialect, ())]
+                called = request.model if dialect is None else self.called(asked, dialect)
                 raise NotServedYet(
-                    f"{field}: {request.model} cannot do this ({task}). "
-                    f"Models that can: {', '.join(others) or 'none here'}.",
+                    f"{field}: {called} cannot do this ({task}). Models that can: {', '.join(able) or 'none here'}.",
                     field,
                 )
         entry.limits.check_pixels(request.num_frames, request.delivered_height, request.delivered_width)
         return request
 
-    def _check_adapters(self, request: VideoRequest) -> None:
+    def called(self, model: str, dialect: str) -> str:
+        """Return how clients of a dialect call an entry; "this model" where it has no name there, or several."""
+        names = self.models[model].names.get(dialect, ())
+        return names[0] if len(names) == 1 else "this model"
+
+    def _runs(self, model: str, request: VideoRequest) -> str:
+        """Return the entry that runs a request for `model`: with pictures, the companion of one that takes none."""
+        entry = self.models[model]
+        return entry.i2v if request.images and "i2v" not in entry.tasks and entry.i2v else model
+
+    def _check_adapters(self, request: VideoRequest, dialect: str | None) -> None:
         """Raise `NotServedYet` for a LoRA or embedding that was made for the entry, but not for its companion."""
         uses = [("loras", self.loras, use.name) for use in request.loras]
         uses += [("embeddings", self.embeddings, name) for name in request.embeddings]
         for field, adapters, name in uses:
-            if request.model not in adapters[name].models:
+            adapter = adapters[name]
+            if request.model not in adapter.models:
+                called, runs = name, request.model
+                if dialect is not None:
+                    called, runs = next(iter(adapter.names.get(dialect, ())), "it"), "the model"
                 raise NotServedYet(
-                    f"{field}: {name} was not made for {request.model}, which runs requests with a picture here; "
+                    f"{field}: {called} was not made for {runs}, which runs requests with a picture here; "
                     "leave one of the two out.",
                     field,
                 )
@@ -128,6 +148,19 @@ class Catalogue:
     def public_names(self, dialect: str) -> list[str]:
         """Return every name that `dialect` serves, in catalogue order."""
         return [name for entry in self.models.values() for name in entry.names.get(dialect, ())]
+
+
+def _check_companion(entry: ServedModel, request: VideoRequest) -> None:
+    """Raise `InvalidRequest` for what the entry that was asked for allows, and its companion does not."""
+    limits = entry.limits
+    for field, value, most in (
+        ("num_frames", request.num_frames, limits.num_frames),
+        ("height", request.height, limits.side),
+        ("width", request.width, limits.side),
+        ("num_inference_steps", request.num_inference_steps, limits.num_inference_steps),
+    ):
+        if value > most:
+            raise InvalidRequest(f"{field} must be at most {most} for a video from a picture, got {value}", field)
 
 
 def _wanted(request: VideoRequest) -> list[tuple[Task, str]]:

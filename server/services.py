@@ -86,19 +86,20 @@ class Services:
                 ranges allow more.
             TooManyJobs, QueueUnavailable: nothing was acknowledged.
         """
-        request = self.catalogue.admit(request)
-        await self._check_fits(request)
+        called = self.catalogue.called(request.model, dialect)
+        request = self.catalogue.admit(request, dialect)
+        await self._check_fits(request, called)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=owner, extensions=extensions, vendor=dict(vendor or {}))
         return await run_in_threadpool(self.queue.submit, job)
 
-    async def _check_fits(self, request: VideoRequest) -> None:
+    async def _check_fits(self, request: VideoRequest, called: str) -> None:
         entry = self.catalogue[request.model]
         if not needed_bytes(entry, request):
             return
         device_bytes = await self._largest_device(request.model)
         if device_bytes is not None:
-            check_fits(entry, request, device_bytes)
+            check_fits(entry, request, device_bytes, called)
 
     async def _largest_device(self, model: str) -> int | None:
         """Return the memory of the largest device that serves a model now; None when no limit is known.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from polyreel.catalogue import Catalogue
-from polyreel.entries import Adapter, Limits, ServedModel
+from polyreel.entries import Adapter, Limits, ServedModel, Task
 from polyreel.errors import ConfigurationError, InvalidRequest, NotServedYet, UnknownModel
 from polyreel.request import AdapterUse, ImageCondition, PromptSpan, VideoRequest
 
@@ -162,6 +163,61 @@ def test_what_the_companion_cannot_do_is_refused(fields: dict[str, object], mess
     with pytest.raises(NotServedYet) as refusal:
         catalogue.admit(with_picture(**fields))
     assert refusal.value.message == message
+
+
+def test_a_refusal_names_models_and_loras_as_the_client_calls_them() -> None:
+    def named(tasks: tuple[Task, ...], i2v: str | None = None, **names: tuple[str, ...]) -> ServedModel:
+        return ServedModel(family="wan", checkpoint="tiny:wan21", tasks=tasks, i2v=i2v, names=names)
+
+    catalogue = Catalogue(
+        {
+            "text": named(("t2v", "closed_loop"), novita=("dream.safetensors",), huggingface=("Dream", "Dream-2")),
+            "other": named(("t2v",), "picture", novita=("other.safetensors",)),
+            "picture": named(("i2v",)),
+        },
+        loras={"ink": Adapter(checkpoint="ink.safetensors", models=("other",), names={"novita": ("ink_1",)})},
+    )
+
+    def refused(dialect: str | None, **fields: Any) -> str:
+        with pytest.raises(NotServedYet) as refusal:
+            catalogue.admit(with_picture(**fields), dialect)
+        return refusal.value.message
+
+    loop: dict[str, Any] = {"images": (), "model": "other", "closed_loop": True}
+    assert refused(None) == "image: text cannot do this (i2v). Models that can: other, picture."
+    assert refused("novita") == ("image: dream.safetensors cannot do this (i2v). Models that can: other.safetensors.")
+    assert refused("huggingface") == "image: this model cannot do this (i2v). Models that can: none here."
+    assert refused("novita", **loop) == (
+        "closed_loop: other.safetensors cannot do this (closed_loop). Models that can: dream.safetensors."
+    )
+    assert refused("huggingface", **loop) == (
+        "closed_loop: this model cannot do this (closed_loop). Models that can: Dream, Dream-2."
+    )
+    assert refused("novita", model="other", loras=(AdapterUse("ink"),)) == (
+        "loras: ink_1 was not made for the model, which runs requests with a picture here; leave one of the two out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompts": (PromptSpan("a cat", 26),)}, "num_frames must be at most 25 for a video from a picture, got 26"),
+        ({"height": 513}, "height must be at most 512 for a video from a picture, got 513"),
+        ({"width": 520}, "width must be at most 512 for a video from a picture, got 520"),
+        ({"num_inference_steps": 31}, "num_inference_steps must be at most 30 for a video from a picture, got 31"),
+    ],
+)
+def test_a_request_with_a_picture_is_held_to_the_companions_limits(fields: dict[str, Any], message: str) -> None:
+    limits = Limits(num_frames=25, side=512, num_inference_steps=30)
+    picture = COMPANIONS["picture"].model_copy(update={"limits": limits})
+    catalogue = Catalogue({**COMPANIONS, "picture": picture})
+    most = with_picture(prompts=(PromptSpan("a cat", 25),), height=512, width=512, num_inference_steps=30)
+
+    assert catalogue.admit(most).model == "picture"
+    assert catalogue.admit(with_picture(images=(), **fields)).model == "text"
+    with pytest.raises(InvalidRequest) as refusal:
+        catalogue.admit(replace(most, **fields))
+    assert (refusal.value.message, refusal.value.field) == (message, message.split()[0])
 
 
 @pytest.mark.parametrize(

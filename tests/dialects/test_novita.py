@@ -105,9 +105,9 @@ def test_a_lora_is_only_known_to_the_models_that_it_was_made_for(settings: Setti
     [
         (
             {"prompts": [{"frames": 8, "prompt": "a"}, {"frames": 8, "prompt": "b"}]},
-            "prompts: wan-tiny cannot do this (prompt_travel).",
+            "prompts: wan.safetensors cannot do this (prompt_travel).",
         ),
-        ({"closed_loop": True}, "closed_loop: wan-tiny cannot do this (closed_loop)."),
+        ({"closed_loop": True}, "closed_loop: wan.safetensors cannot do this (closed_loop)."),
     ],
 )
 async def test_what_a_model_cannot_do_is_refused_with_those_that_can(
@@ -119,7 +119,7 @@ async def test_what_a_model_cannot_do_is_refused_with_those_that_can(
     wire = BASE | {"model_name": "wan.safetensors"} | fields
     answer = await api.http.post(SUBMIT, json=wire, headers=auth(api.key))
     assert answer.status_code == 400
-    assert answer.json()["message"] == f"{said} Models that can: animatediff-tiny."
+    assert answer.json()["message"] == f"{said} Models that can: darkSushiMixMix_225D_64380.safetensors."
 
 
 @pytest.mark.anyio

@@ -48,8 +48,8 @@ async def test_what_cannot_fit_the_largest_live_worker_is_refused_and_not_queued
     with pytest.raises(InvalidRequest) as refused:
         await submit(api)
     assert str(refused.value) == (
-        "9 frames of 96x64 would need about 12.8 GB of memory on ltx-tiny, and the largest GPU that serves it here has "
-        "11.0 GB. What fits: 1 frame of 96x64."
+        "9 frames of 96x64 would need about 12.8 GB of memory on this model, and the largest GPU that serves it here "
+        "has 11.0 GB. What fits: 1 frame of 96x64."
     )
     assert api.records.open_ids() == []
 
@@ -84,6 +84,7 @@ async def test_a_refusal_has_the_dialects_own_shape(api: Api) -> None:
     answer = await api.http.post("/api/v6/video/text2video", json=body)
     assert answer.json()["status"] == "error"
     assert "25 frames of 512x512 would need about" in answer.json()["message"]
+    assert "GB of memory on this model, and the largest GPU" in answer.json()["message"]
     assert api.records.open_ids() == []
 
 
