@@ -21,7 +21,7 @@ from polyreel.catalogue import Catalogue
 from polyreel.entries import ServedModel
 from polyreel.job import JobStatus, VideoJob
 from polyreel.queue import Queue
-from polyreel.request import PromptSpan, VideoRequest
+from polyreel.request import ImageCondition, PromptSpan, VideoRequest
 from polyreel.storage.local import LocalStorage
 from tests.core.jobs import REQUEST, queued
 from workers.residency import Residency
@@ -174,6 +174,21 @@ def test_a_job_that_ran_out_of_memory_makes_the_same_file_receipt_and_all(runner
         tiled = run(runner, SMALL)
     assert tiled.receipt["after_out_of_memory"][-1] == "vae_tiling"
     assert tiled.outputs[0].sha256 != plain.outputs[0].sha256  # its receipt says so
+
+
+def test_a_vae_that_encodes_a_picture_is_told_to_tile_when_nothing_else_helps(
+    runner: JobRunner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "orange").save(tmp_path / "a.png")
+    runner.results.storage.put(tmp_path / "a.png", "in/a.png")
+    with no_memory("LTXVideoEncoder3d", next_times(3)):
+        job = run(runner, replace(SMALL, images=(ImageCondition("in/a.png"),)))
+    assert "stage=text_encoding" in capsys.readouterr().out
+    assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, "")
+    assert job.receipt["after_out_of_memory"] == ["cpu_offload", "group_offload", "vae_tiling"]
+    assert job.receipt["vae_tiling"] is True
 
 
 def test_a_job_that_runs_out_on_every_rung_fails_alone(runner: JobRunner, fresh: str) -> None:
