@@ -1,4 +1,7 @@
-"""The contract of a model family, asserted for every family on every tiny checkpoint."""
+"""The contract of a model family, asserted for every family on every tiny checkpoint.
+
+What holds for each task (seed, progress, cancel) is in test_tasks.py, half precision beside each family's own tests.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,15 @@ import numpy as np
 import pytest
 
 from models import Progress, families
-from polyreel.errors import Cancelled, GenerationFailed
-from tests.models.conftest import FAMILY_OF, TASKS_OF, load_tiny
+from polyreel.errors import GenerationFailed
+from tests.models.conftest import FAMILY_OF, TASKS_OF
 
 
 def test_every_family_and_every_tiny_checkpoint_is_under_this_contract():
     assert set(FAMILY_OF.values()) == set(families())
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "height", "width"), [(1, 64, 64), (7, 64, 96), (16, 70, 90), (32, 64, 64), (33, 64, 64)]
-)
+@pytest.mark.parametrize(("num_frames", "height", "width"), [(1, 64, 64), (7, 64, 96), (33, 64, 64)])
 def test_frames_are_exactly_as_many_and_as_large_as_asked(loaded, ask, num_frames, height, width):
     frames = loaded.generate(ask(num_frames=num_frames, height=height, width=width))
 
@@ -24,16 +25,12 @@ def test_frames_are_exactly_as_many_and_as_large_as_asked(loaded, ask, num_frame
     assert frames.dtype == np.uint8
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_ran_in_between(loaded, ask):
+def test_the_same_request_gives_the_same_bytes_whatever_size_ran_in_between(loaded, ask):
     first = loaded.generate(ask())
-    other_seed = loaded.generate(ask(seed=2))
-    other_prompt = loaded.generate(ask("a red dragon over paris"))
     loaded.generate(ask(num_frames=17, height=96, num_inference_steps=3, guidance_scale=1.0))
-    again = loaded.generate(ask())
 
-    assert np.array_equal(again, first)
-    assert distance(first, other_seed) > 1
-    assert distance(first, other_prompt) > 1
+    assert np.array_equal(loaded.generate(ask()), first)
+    assert distance(first, loaded.generate(ask("a red dragon over paris"))) > 1
 
 
 def test_the_largest_seed_is_taken(loaded, ask):
@@ -45,26 +42,6 @@ def test_frames_have_contrast_and_motion(loaded, ask):
 
     assert frames.std() > 20
     assert distance(frames[0], frames[-1]) > 0.5
-
-
-def test_every_step_is_reported_once_and_in_order(loaded, ask):
-    seen = []
-    loaded.generate(ask(num_inference_steps=3), seen.append)
-
-    assert steps_of(seen) == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_progress_goes_through_the_stages_and_never_back(loaded, ask):
-    seen = []
-    loaded.generate(ask(num_inference_steps=3), seen.append)
-
-    stages = [progress.stage for progress in seen]
-    assert sorted(stages, key=["text_encoding", "denoising", "decoding"].index) == stages
-    assert {"denoising", "decoding"} <= set(stages)
-    shares = [progress.share for progress in seen]
-    assert shares == sorted(shares)
-    assert shares[0] >= 0
-    assert 0.9 <= shares[-1] <= 1
 
 
 def test_a_video_knows_the_seconds_of_each_stage(loaded, ask):
@@ -104,23 +81,6 @@ def test_requests_of_different_sizes_run_one_after_the_other(loaded, ask):
     assert steps_of(seen) == [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
 
 
-@pytest.mark.parametrize("stage", ["denoising", "decoding"])
-def test_a_cancelled_run_ends_at_once_and_leaves_no_trace(loaded, ask, stage):
-    before = loaded.generate(ask())
-    seen = []
-
-    def cancel(progress):
-        seen.append(progress)
-        if progress.stage == stage:
-            raise Cancelled("stop")
-
-    with pytest.raises(Cancelled):
-        loaded.generate(ask(num_frames=17, height=96), cancel)
-
-    assert sum(progress.stage == stage for progress in seen) == 1
-    assert np.array_equal(loaded.generate(ask()), before)
-
-
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
 def test_guidance_of_one_or_less_ignores_the_negative_prompt(loaded, ask, guidance_scale):
     plain = loaded.generate(ask(guidance_scale=guidance_scale))
@@ -133,6 +93,7 @@ def test_the_negative_prompt_has_an_effect_under_guidance(loaded, ask):
     assert not np.array_equal(loaded.generate(ask()), loaded.generate(ask(negative_prompt="red street")))
 
 
+@pytest.mark.parametrize("name", ["wan-ti2v", "ltx", "ltx2", "animatediff"])  # one for each way of reading a prompt
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -149,37 +110,38 @@ def test_the_negative_prompt_has_an_effect_under_guidance(loaded, ask):
     ],
     ids=["empty", "space", "newline", "emoji", "cyrillic", "cjk", "arabic", "invisible", "special tokens", "too long"],
 )
-def test_any_text_is_a_prompt(loaded, ask, prompt):
-    frames = loaded.generate(ask(prompt, negative_prompt=prompt, num_frames=1, num_inference_steps=1))
+def test_any_text_is_a_prompt(load_once, ask, name, prompt):
+    frames = load_once(name).generate(ask(prompt, negative_prompt=prompt, num_frames=1, num_inference_steps=1))
 
     assert frames.shape == (1, 64, 64, 3)
 
 
-def test_a_pipeline_that_returns_nan_has_failed(load, loaded, ask):
+def test_a_pipeline_that_returns_nan_has_failed(loaded, ask):
     import torch
 
-    broken = load(loaded.name)
+    weight = next(loaded.pipeline.vae.decoder.parameters())
+    whole = weight.detach().clone()
     with torch.no_grad():
-        next(broken.pipeline.vae.decoder.parameters()).fill_(float("nan"))
-
-    with pytest.raises(GenerationFailed, match="NaN"):
-        broken.generate(ask())
-
-
-def test_a_pipeline_that_raises_has_failed_and_the_cause_is_chained(load, loaded, ask):
-    broken = load(loaded.name)
-    broken.pipeline.vae = None
-
-    with pytest.raises(GenerationFailed, match="Pipeline failed") as failure:
-        broken.generate(ask())
-    assert isinstance(failure.value.__cause__, AttributeError)
+        weight.fill_(float("nan"))
+    try:
+        with pytest.raises(GenerationFailed, match="NaN"):
+            loaded.generate(ask())
+    finally:
+        with torch.no_grad():
+            weight.copy_(whole)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_runs(loaded, ask, dtype):
-    half = load_tiny(loaded.name, loaded.folder, dtype=dtype)
+def test_a_pipeline_that_raises_has_failed_and_the_cause_is_chained(loaded, ask, monkeypatch):
+    cause = AttributeError("the decoder has no such thing")
 
-    assert half.generate(ask(num_frames=1)).shape == (1, 64, 64, 3)
+    def fail(*_args, **_kwargs):
+        raise cause
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.pipeline.vae, "decode", fail)
+        with pytest.raises(GenerationFailed, match="Pipeline failed") as failure:
+            loaded.generate(ask())
+    assert failure.value.__cause__ is cause
 
 
 def steps_of(seen: list[Progress]) -> list[tuple[int, int]]:

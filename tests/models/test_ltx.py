@@ -554,6 +554,14 @@ def test_progress_and_cancelling_hold_with_an_upsampler(with_upsampler, ask, nam
     assert np.array_equal(loaded.generate(ask()), before)
 
 
+@pytest.mark.parametrize("name", ["ltx-091", "ltx-condition", "ltx23"])  # the others below
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_runs(tiny_root, ask, name, dtype):
+    half = load_tiny(name, build(name, tiny_root), dtype=dtype)
+
+    assert half.generate(ask(num_frames=1)).shape == (1, 64, 64, 3)
+
+
 @pytest.mark.parametrize("name", ["ltx", "ltx2"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_upscaling_runs_in_half_precision(tiny_root, ask, name, dtype):
