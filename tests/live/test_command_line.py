@@ -71,7 +71,8 @@ def test_generate_takes_pictures_loras_embeddings_loops_and_a_larger_size(checkp
         facts = json.loads({name.lower(): text for name, text in container.metadata.items()}["comment"])
     assert (facts["seed"], facts["checkpoint"], facts["clip_skip"]) == (11, "tiny:animatediff", 2)
     assert facts["prompts"] == [{"prompt": "a cat, badhandv4", "num_frames": 9}, {"prompt": "a dog", "num_frames": 8}]
-    assert facts["loras"] == [{"name": "style-tiny", "strength": 0.5}]
+    [lora] = facts["loras"]
+    assert (lora["name"], lora["strength"], len(lora["sha256"])) == ("style-tiny", 0.5, 16)
     assert facts["upscale"]["width"] == 80
 
 
