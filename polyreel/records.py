@@ -184,6 +184,11 @@ def parse(record: Mapping[Any, Any]) -> StoredJob | None:
     )
 
 
+def queue_is_full(max_open: int) -> TooManyJobs:
+    """Return the refusal of a job beyond `max_open` unfinished ones."""
+    return TooManyJobs(f"The queue is full ({max_open} unfinished jobs). Try again later.", retry_after_s=30)
+
+
 class Records:
     """Writes and reads job records; safe to use from several threads.
 
@@ -209,7 +214,7 @@ class Records:
         fields = [part for pair in job.to_record().items() for part in pair]
         number = self._create(keys=[job_key(job.id), OPEN], args=[job.id, max_open, job.created_at, *fields])
         if number == 0:
-            raise TooManyJobs(f"The queue is full ({max_open} unfinished jobs). Try again later.", retry_after_s=30)
+            raise queue_is_full(max_open)
         return StoredJob(job, int(number), 0, True)
 
     def get(self, job_id: str) -> StoredJob | None:

@@ -1,7 +1,8 @@
-"""Pictures that clients send: decoded strictly, looked at before any job is acknowledged, stored under their digest.
+"""Pictures that clients send: decoded strictly, looked at before any job is acknowledged, kept under their digest.
 
-Knows no dialect and fetches nothing. A picture is stored as it came: the worker decodes it again, turned as its EXIF
-says, and a key that is its content's digest lets identical requests find each other in the result cache.
+Knows no dialect and fetches nothing. A picture is stored as it came, once its request is otherwise admitted: the worker
+decodes it again, turned as its EXIF says, and a key that is its content's digest lets identical requests find each
+other in the result cache.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ import io
 import re
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-
-from starlette.concurrency import run_in_threadpool
 
 from polyreel.errors import InvalidRequest
 from polyreel.request import picture_key
-from server.services import Services
+from polyreel.storage import Storage
 
 #: Longest body of a route that takes pictures, bytes: a photograph of 15 MB in base64.
 MAX_BODY_BYTES = 20 * 2**20
@@ -27,6 +27,9 @@ MAX_BODY_BYTES = 20 * 2**20
 MAX_BYTES = 15_000_000
 MAX_PIXELS = 25_000_000
 
+#: Pictures that one process decodes at the same time: what they take together stays below 300 MB.
+MAX_AT_ONCE = 2
+
 #: Formats that are taken, by Pillow's names.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
@@ -34,8 +37,34 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w.+-]+=[\w.+-]+)*;base64,", re.I
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
-async def keep_picture(shared: Services, field: str, text: str) -> str:
-    """Check a picture in base64 and store it; return its storage key.
+@dataclass(frozen=True)
+class Picture:
+    """A picture that can be decoded, not stored yet.
+
+    Args:
+        key: under which it is to be stored.
+        content: the file as it came.
+    """
+
+    key: str
+    content: bytes
+
+    def store(self, storage: Storage) -> bool:
+        """Store the picture; blocks. Return whether it was not there before.
+
+        Raises:
+            StorageFailed: it could not be stored.
+        """
+        is_new = storage.size(self.key) is None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "picture"
+            path.write_bytes(self.content)
+            storage.put(path, self.key)  # also when it is there: the sweeper goes by the time of the last use
+        return is_new
+
+
+def read_picture(field: str, text: str) -> Picture:
+    """Check a picture in base64; blocks, and takes as much memory as its pixels.
 
     Args:
         field: dotted path for messages.
@@ -43,20 +72,10 @@ async def keep_picture(shared: Services, field: str, text: str) -> str:
 
     Raises:
         InvalidRequest: not base64, not a picture of a known format, damaged, or too large.
-        StorageFailed: it could not be stored.
     """
-    return await run_in_threadpool(_keep, shared, field, text)
-
-
-def _keep(shared: Services, field: str, text: str) -> str:
     content = decode(field, text)
     look_at(field, content)
-    key = picture_key(content)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture"
-        path.write_bytes(content)
-        shared.storage.put(path, key)  # again also when it is there: the sweeper goes by the time of the last use
-    return key
+    return Picture(picture_key(content), content)
 
 
 def decode(field: str, text: str) -> bytes:

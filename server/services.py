@@ -6,8 +6,12 @@ import asyncio
 import json
 import time
 import uuid
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
+import anyio
 import redis.asyncio
 from fastapi import Request
 from redis.driver_info import DriverInfo
@@ -16,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 import polyreel
 from polyreel.admission import check_fits, needed_bytes, work
 from polyreel.catalogue import Catalogue
-from polyreel.errors import UnknownJob
+from polyreel.errors import StorageFailed, TooManyJobs, UnknownJob
 from polyreel.formats import formats
 from polyreel.job import VideoJob, new_job
 from polyreel.keys import ApiKeys
@@ -35,11 +39,13 @@ from polyreel.records import (
     job_key,
     parse,
     parse_rates,
+    queue_is_full,
     redis_errors,
 )
 from polyreel.request import VideoRequest
 from polyreel.settings import Settings
 from polyreel.storage import Storage
+from server.pictures import MAX_AT_ONCE, Picture, read_picture
 
 #: A waiting route looks at the record after the shortest pause first, then after a twentieth of the time it has waited
 #: already, and never later than the longest, seconds: nobody waits 5 % longer than needed, and a look costs little.
@@ -74,13 +80,29 @@ class Services:
     queue: Queue
     reader: redis.asyncio.Redis
     _devices: _Devices = field(default_factory=_Devices)
+    _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
+    _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+
+    async def read_picture(self, field: str, text: str) -> Picture:
+        """As `server.pictures.read_picture`, in a thread; only so many at a time that memory is bounded."""
+        return await anyio.to_thread.run_sync(read_picture, field, text, limiter=self._decoding)
 
     async def submit(
-        self, request: VideoRequest, *, dialect: str, owner: str, vendor: dict[str, object] | None = None
+        self,
+        request: VideoRequest,
+        *,
+        dialect: str,
+        owner: str,
+        vendor: dict[str, object] | None = None,
+        pictures: Sequence[Picture] = (),
     ) -> StoredJob:
         """Acknowledge a job: once this returns, it will run.
 
+        Args:
+            pictures: what `request.images` names, stored when nothing else refuses the request.
+
         Raises:
+            StorageFailed: a picture could not be stored.
             InvalidRequest: more than the model's entry allows, what it cannot do, or more than the largest device that
                 serves it can hold. Asked here, not in each dialect: all pass here, also those whose own documented
                 ranges allow more.
@@ -91,7 +113,37 @@ class Services:
         await self._check_fits(request, called)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=owner, extensions=extensions, vendor=dict(vendor or {}))
-        return await run_in_threadpool(self.queue.submit, job)
+        if not pictures:
+            return await run_in_threadpool(self.queue.submit, job)
+        await self._check_room()
+        return await self._submit_with(pictures, job)
+
+    async def _check_room(self) -> None:
+        """Raise `TooManyJobs` when the queue is full now; whether it is when a job comes, its submit says."""
+        with redis_errors():
+            count = await self.reader.zcard(OPEN)
+        if count >= self.queue.max_open:
+            raise queue_is_full(self.queue.max_open)
+
+    async def _submit_with(self, pictures: Sequence[Picture], job: VideoJob) -> StoredJob:
+        """Store pictures and submit their job; what was stored for a job that is refused goes again.
+
+        Not when Redis went away: the job may have been written, and is then run. One request at a time for each
+        picture, so that none removes what another has just been promised.
+        """
+        async with AsyncExitStack() as stack:
+            for key in sorted({picture.key for picture in pictures}):
+                await stack.enter_async_context(self._storing.setdefault(key, asyncio.Lock()))
+            new: list[str] = []
+            try:
+                for picture in pictures:
+                    if await run_in_threadpool(picture.store, self.storage):
+                        new.append(picture.key)
+                return await run_in_threadpool(self.queue.submit, job)
+            except (TooManyJobs, StorageFailed):
+                for key in new:
+                    await run_in_threadpool(self.storage.delete, key)
+                raise
 
     async def _check_fits(self, request: VideoRequest, called: str) -> None:
         entry = self.catalogue[request.model]

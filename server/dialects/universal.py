@@ -41,7 +41,7 @@ from polyreel.request import ImageCondition, OutputSpec, PromptSpan, VideoReques
 from server.body import read_object, validate
 from server.credentials import bearer
 from server.dialects import Dialect, Example
-from server.pictures import MAX_BODY_BYTES, keep_picture
+from server.pictures import MAX_BODY_BYTES, Picture
 from server.services import Services, services
 from server.synchronous import JobFailed, held_refusals, wait_for_video
 from server.wire import Integer, Number, Prompts, check_length, check_limits, check_prompt, check_range, choose_seed
@@ -253,11 +253,12 @@ async def generate(request: Request) -> Response:
     owner = shared.keys.owner_of(bearer(request))
     wire = _read(await read_object(request, max(shared.settings.max_body_bytes, MAX_BODY_BYTES)))
     video = from_wire(wire, _model(shared.catalogue, settings), shared.catalogue)
+    pictures: tuple[Picture, ...] = ()
     if wire.inputs.image is not None:
-        key = await keep_picture(shared, "inputs.image", wire.inputs.image)
-        video = replace(video, images=(ImageCondition(key),))
+        pictures = (await shared.read_picture("inputs.image", wire.inputs.image),)
+        video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
     async with held_refusals():
-        stored = await shared.submit(video, dialect="universal", owner=owner)
+        stored = await shared.submit(video, dialect="universal", owner=owner, pictures=pictures)
         stored = await wait_for_video(shared, request, stored, owner, settings.wait_s)
     if wire.inputs.return_base64 is False:
         return JSONResponse(to_wire(stored, _links(shared, request, stored.job)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +14,14 @@ import httpx2
 import pytest
 
 from polyreel.catalogue import Catalogue
-from polyreel.errors import ConfigurationError, StorageFailed
-from polyreel.request import ImageCondition, VideoRequest
+from polyreel.errors import ConfigurationError, QueueUnavailable, StorageFailed
+from polyreel.request import ImageCondition, VideoRequest, picture_key
 from polyreel.settings import Settings
+from polyreel.storage.local import LocalStorage
 from server.body import validate
 from server.dialects import universal
 from server.dialects.universal import UniversalBody
+from server.services import Services
 from tests.conftest import Api
 from tests.dialects.golden import Row, finished, golden, without_drawn_seed
 from tests.server.pictures import noise_png, png
@@ -90,6 +94,91 @@ async def test_a_picture_is_stored_as_it_came_under_its_digest(api: Api) -> None
     assert image == ImageCondition(f"in/{hashlib.sha256(content).hexdigest()}", frame_index=0, strength=1.0)
     with api.storage.open(image.key) as file:
         assert file.read() == content
+
+
+def stored_pictures(api: Api) -> list[str]:
+    """Return the keys of all pictures in the storage."""
+    return [f"in/{file.name}" for file in (api.scratch / "results").glob("in/*") if file.is_file()]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("max_queued", "tasks", "num_frames", "status"),
+    [(0, ("t2v", "i2v"), 9, 429), (9, ("t2v",), 9, 400), (9, ("t2v", "i2v"), 129, 400)],
+    ids=["queue full", "takes no picture", "too many pixels"],
+)
+async def test_the_picture_of_a_refused_request_is_never_stored(
+    make_api: Callable[..., Api],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    max_queued: int,
+    tasks: tuple[str, ...],
+    num_frames: int,
+    status: int,
+) -> None:
+    stored: list[str] = []
+    monkeypatch.setattr(LocalStorage, "put", lambda _self, _source, key: stored.append(key))
+    models = {**settings.models, "ltx-tiny": settings.models["ltx-tiny"].model_copy(update={"tasks": tasks})}
+    api = make_api(models=models, max_queued=max_queued, dialects={"universal": {"endpoint_model": "ltx"}})
+    image = base64.b64encode(png(9, 7)).decode()
+    answer = await ask(api, image=image, num_frames=num_frames, height=1280, width=1280)
+
+    assert answer.status_code == status
+    assert stored == []
+
+
+@pytest.mark.anyio
+async def test_a_picture_goes_again_when_the_queue_fills_up_meanwhile_unless_it_was_there_before(
+    make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def there_is_room(_services: Services) -> None:
+        return None
+
+    monkeypatch.setattr(Services, "_check_room", there_is_room)
+    api = make_api(max_queued=0, dialects={"universal": {"endpoint_model": "ltx"}})
+    earlier, new = png(9, 7), png(7, 9)
+    (api.scratch / "earlier").write_bytes(earlier)
+    api.storage.put(api.scratch / "earlier", picture_key(earlier))
+
+    for content in (earlier, new):
+        answer = await ask(api, image=base64.b64encode(content).decode())
+        assert answer.status_code == 429
+    assert stored_pictures(api) == [picture_key(earlier)]
+
+
+@pytest.mark.anyio
+async def test_the_picture_of_a_job_that_redis_may_have_taken_stays(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def goes_away(_job: object) -> None:
+        raise QueueUnavailable("The queue does not answer.")
+
+    monkeypatch.setattr(api.app.state.services.queue, "submit", goes_away)
+    answer = await ask(api, image=base64.b64encode(png(9, 7)).decode())
+
+    assert answer.status_code == 503
+    assert stored_pictures(api) == [picture_key(png(9, 7))]
+
+
+@pytest.mark.anyio
+async def test_two_pictures_at_most_are_decoded_at_the_same_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, now, lock = 0, 0, threading.Lock()
+
+    def look_at(_field: str, _content: bytes) -> None:
+        nonlocal most, now
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.1)
+        with lock:
+            now -= 1
+
+    monkeypatch.setattr("server.pictures.look_at", look_at)
+    text = base64.b64encode(png(9, 7)).decode()
+    shared: Services = api.app.state.services
+    async with anyio.create_task_group() as tasks:
+        for _ in range(6):
+            tasks.start_soon(shared.read_picture, "image", text)
+
+    assert most == 2
 
 
 @pytest.mark.anyio
