@@ -8,6 +8,7 @@ import sys
 
 from polyreel.errors import ConfigurationError, InvalidRequest, PolyreelError
 from polyreel.formats import formats
+from polyreel.logs import configure_logs
 from polyreel.processes import start_as
 from polyreel.storage.memory import MemoryStorage
 from workers.generate_request import make_parser, read_request
@@ -31,12 +32,14 @@ def _generate(options: argparse.Namespace) -> int:
     from polyreel.settings import load_settings
 
     settings = load_settings(options.config, state_dir=options.state_dir, device=options.device).settings
-    os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
     catalogue = settings.catalogue
     storage = MemoryStorage()
     request = catalogue.admit(read_request(options, catalogue, storage))
+
+    # From here on the request is good. What follows reads the environment when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    configure_logs("warning", "generate")  # the bar says how far it is
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

@@ -6,10 +6,13 @@ Knows nothing of models: what a flag names is looked up in the catalogue.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 from pathlib import Path
 from typing import Any
+
+from PIL import UnidentifiedImageError
 
 from polyreel.catalogue import Catalogue
 from polyreel.entries import MIN_SIDE, Adapter
@@ -27,6 +30,7 @@ from polyreel.request import (
     picture_key,
 )
 from polyreel.storage.memory import MemoryStorage
+from workers.prepare import FORMATS, TooManyPixels, read_picture
 
 #: Largest side of an upscaled video, pixels.
 _LARGEST_SIDE = 4096
@@ -53,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_request(options: argparse.Namespace, catalogue: Catalogue, storage: MemoryStorage) -> VideoRequest:
-    """Return what is to be made, checked as a server would, before anything heavy is imported.
+    """Return what is to be made, checked as a server would, before torch is imported.
 
     Args:
         storage: gets the pictures.
@@ -78,6 +82,7 @@ def read_request(options: argparse.Namespace, catalogue: Catalogue, storage: Mem
         values[name] = getattr(defaults, name) if given is None else given
         _check_range(name, values[name], low, high)
     limits.check_pixels(values["num_frames"], values["height"], values["width"])
+    _check_range("clip_skip", options.clip_skip or 0, 0, 12)
     seed = draw_seed() if options.seed is None else options.seed
     for name, value in (("seed", seed), ("improved_sampling_seed", options.improved_sampling_seed or 0)):
         _check_range(name, value, 0, MAX_SEED)
@@ -90,8 +95,8 @@ def read_request(options: argparse.Namespace, catalogue: Catalogue, storage: Mem
         negative_prompt=options.negative_prompt or "",
         clip_skip=options.clip_skip,
         images=_images(options, num_frames, storage),
-        loras=tuple(_lora(text, catalogue) for text in options.lora),
-        embeddings=tuple(_known("--embedding", name, catalogue.embeddings) for name in options.embedding),
+        loras=tuple(_lora(text, catalogue, model) for text in options.lora),
+        embeddings=tuple(_made_for(model, "--embedding", name, catalogue.embeddings) for name in options.embedding),
         closed_loop=options.closed_loop,
         upscale=_upscale(options, values),
         improved_sampling_seed=options.improved_sampling_seed,
@@ -128,21 +133,39 @@ def _images(options: argparse.Namespace, num_frames: int, storage: MemoryStorage
 
 def _keep(flag: str, file: Path, storage: MemoryStorage) -> str:
     try:
-        key = picture_key(file.read_bytes())
+        content = file.read_bytes()
     except OSError as err:
         raise InvalidRequest(f"{flag}: {file} cannot be read: {err.strerror}") from err
+    try:
+        read_picture(io.BytesIO(content))
+    except UnidentifiedImageError as err:
+        raise InvalidRequest(f"{flag}: {file} is not a picture ({', '.join(FORMATS)})") from err
+    except TooManyPixels as err:
+        raise InvalidRequest(f"{flag}: {file} has {err}") from err
+    except Exception as err:  # what Pillow raises for damaged files of one format or another
+        raise InvalidRequest(f"{flag}: {file} is a damaged picture") from err
+    key = picture_key(content)
     storage.put(file, key)
     return key
 
 
-def _lora(text: str, catalogue: Catalogue) -> AdapterUse:
+def _lora(text: str, catalogue: Catalogue, model: str) -> AdapterUse:
     name, equals, strength = text.partition("=")
     try:
         value = float(strength) if equals else 1.0
     except ValueError:
         raise InvalidRequest(f"--lora must be NAME or NAME=STRENGTH, such as ink=0.8, got {text}") from None
     _check_range("lora", value, 0, 2)
-    return AdapterUse(_known("--lora", name, catalogue.loras), value)
+    return AdapterUse(_made_for(model, "--lora", name, catalogue.loras), value)
+
+
+def _made_for(model: str, flag: str, name: str, adapters: dict[str, Adapter]) -> str:
+    """Return the catalogue name of an adapter that fits `model`."""
+    known = _known(flag, name, adapters)
+    models = adapters[known].models
+    if model not in models:
+        raise InvalidRequest(f"{flag} {name} was made for {', '.join(models)}, not for {model}; see --model.")
+    return known
 
 
 def _known(flag: str, name: str, adapters: dict[str, Adapter]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -61,20 +61,11 @@ class Preparer:
         )
 
     def _picture(self, key: str) -> np.ndarray:
-        from PIL import Image
-
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Pillow's own limit of pixels; ours comes before decoding too
-                with self.storage.open(key) as file, Image.open(file, formats=FORMATS) as picture:
-                    _check_size(*picture.size)
-                    return as_rgb(picture)
-        except Image.DecompressionBombError as err:  # beyond twice Pillow's own limit, at the header
-            raise GenerationFailed(
-                f"A picture of this job has more than {MAX_PIXELS} pixels; send a smaller one."
-            ) from err
-        except GenerationFailed:
-            raise
+            with self.storage.open(key) as file:
+                return read_picture(file)
+        except TooManyPixels as err:
+            raise GenerationFailed(f"A picture of this job has {err}; send a smaller one.") from err
         except Exception as err:  # a storage that is away, and a dozen kinds for damaged files of one format or another
             raise GenerationFailed("A picture of this job cannot be read any more; submit it again.") from err
 
@@ -106,6 +97,33 @@ def _aliases(adapter: Adapter, path: Path) -> tuple[str, ...]:
     return tuple(word for word in dict.fromkeys(words) if word.lower() != adapter.token.lower())
 
 
+class TooManyPixels(Exception):
+    """Raised before a picture of more than `MAX_PIXELS` is decoded; the text continues "It has"."""
+
+
+def read_picture(file: BinaryIO) -> np.ndarray:
+    """Decode a picture into what a viewer shows; see `as_rgb`.
+
+    Raises:
+        TooManyPixels: nothing was decoded.
+        PIL.UnidentifiedImageError: it is of none of `FORMATS`.
+        Exception: what Pillow raises for damaged files, a dozen kinds.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's own limit of pixels; ours comes before decoding too
+            with Image.open(file, formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    size = f"{width} x {height} = {width * height}"
+                    raise TooManyPixels(f"{size} pixels, and at most {MAX_PIXELS} are read")
+                return as_rgb(picture)
+    except Image.DecompressionBombError as err:  # beyond twice Pillow's own limit, at the header
+        raise TooManyPixels(f"more than {MAX_PIXELS} pixels") from err
+
+
 def as_rgb(picture: Image) -> np.ndarray:
     """Return what a viewer shows: turned as EXIF says, on white where it is transparent, 8 bits per channel.
 
@@ -125,11 +143,3 @@ def as_rgb(picture: Image) -> np.ndarray:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     return np.array(picture.convert("RGB"))  # (height, width, 3), uint8
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise GenerationFailed(
-            f"A picture of this job has {width} x {height} = {width * height} pixels, and at most {MAX_PIXELS} are "
-            "read; send a smaller one."
-        )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import av
 import pytest
 from PIL import Image
 
+import workers.generate
+import workers.residency
+from polyreel import cli as polyreel_cli
 from tests.conftest import KEY, LiveServer, free_port
 from tests.live.decode import decode
+from tests.workers.test_prepare import png_header
 
 
 def polyreel(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -46,7 +52,10 @@ def test_generate_writes_exactly_the_video_that_was_asked_for(checkpoints: Path,
     )
     # fmt: on
     assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
     assert "3/3 steps" in done.stderr
+    assert "[info" not in done.stderr
+    assert '"level"' not in done.stderr
     assert "7 frames of 96x64 at 5 fps, seed 11" in done.stderr.replace("\n", " ")
     clip = decode(out.read_bytes())
     assert (clip.shape, clip.fps) == ((7, 96, 64), 5.0)
@@ -83,13 +92,38 @@ def test_generate_takes_pictures_loras_embeddings_loops_and_a_larger_size(checkp
         (["-o", "cat.mp4", "--keyframe", "nope.png"], "--keyframe must be N=FILE, such as 8=cat.png, got nope.png"),
         (["-o", "cat.mp4", "--keyframe", "17=nope.png"], "--keyframe must be between 0 and 16, got 17"),
         (["-o", "cat.mp4", "--lora", "style-tin"], "--lora style-tin is not served. Did you mean style-tiny?"),
-        (["-o", "cat.mp4", "--lora", "style-tiny=a lot"], "--lora must be NAME or NAME=STRENGTH, such as ink=0.8"),
-        (["-o", "cat.mp4", "--lora", "style-tiny=3"], "--lora must be between 0 and 2, got 3.0"),
+        (
+            ["-o", "cat.mp4", "--lora", "style-tiny=a lot"],
+            "--lora must be NAME or NAME=STRENGTH, such as ink=0.8",
+        ),
+        (
+            ["-o", "cat.mp4", "--lora", "style-tiny=3"],
+            "--lora must be between 0 and 2, got 3.0",
+        ),
         (["-o", "cat.mp4", "--upscale", "big"], "--upscale must be WIDTHxHEIGHT, such as 1024x1024, got big"),
         (["-o", "cat.mp4", "--upscale", "63x64"], "--upscale must be between 64 and 4096, got 63"),
         (
             ["-o", "cat.mp4", "--closed-loop"],
             "closed_loop: wan-tiny cannot do this (closed_loop). Models that can: animatediff-tiny.",
+        ),
+        (["-o", "cat.mp4", "--clip-skip", "-3"], "--clip-skip must be between 0 and 12, got -3"),
+        (["-o", "cat.mp4", "--clip-skip", "13"], "--clip-skip must be between 0 and 12, got 13"),
+        (
+            ["-o", "cat.mp4", "--image", "text.png"],
+            "--image: text.png is not a picture (PNG, JPEG, WEBP, GIF, BMP)\n",
+        ),
+        (["-o", "cat.mp4", "--last-image", "half.png"], "--last-image: half.png is a damaged picture\n"),
+        (
+            ["-o", "cat.mp4", "--keyframe", "8=huge.png"],
+            "--keyframe: huge.png has 10000 x 5001 = 50010000 pixels, and at most 50000000 are read\n",
+        ),
+        (
+            ["-o", "cat.mp4", "--lora", "GoodHands-beta2_39807=0.5"],
+            "--lora GoodHands-beta2_39807 was made for animatediff-tiny, not for wan-tiny; see --model.\n",
+        ),
+        (
+            ["-o", "cat.mp4", "--model", "ltx", "--embedding", "badhandv4-tiny"],
+            "--embedding badhandv4-tiny was made for animatediff-tiny, not for ltx-tiny; see --model.\n",
         ),
         (["-o", "cat.avi"], "--output must end in one of .gif, .mp4, .webm, .zip, got cat.avi"),
         (["-o", "/nope/x.mp4"], "--output: there is no folder /nope"),
@@ -119,15 +153,40 @@ def test_generate_takes_pictures_loras_embeddings_loops_and_a_larger_size(checkp
     ],
 )
 def test_generate_refuses_at_once_what_it_cannot_make_and_says_what_it_can(
-    flags: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: list[str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def become(process: str, arguments: list[str]) -> NoReturn:
+        assert process == "generate"
+        sys.exit(workers.generate.main(arguments))
+
     (tmp_path / "folder.mp4").mkdir()
+    picture = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(picture, "PNG")
+    (tmp_path / "half.png").write_bytes(picture.getvalue()[:-500])
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "huge.png").write_bytes(png_header(10_000, 5_001))
     monkeypatch.chdir(tmp_path)
-    done = polyreel("generate", "a cat", *flags)
-    assert done.returncode == 2
-    assert done.stderr.startswith("polyreel generate: ")
-    assert complaint in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    # In this process, as the command starts two, and every row would cost a second or more.
+    monkeypatch.setattr(polyreel_cli, "_become", become)
+    monkeypatch.setattr(workers.generate, "start_as", lambda *_arguments: None)
+    monkeypatch.setattr(workers.residency.Residency, "get", lambda *_arguments: pytest.fail("a model was loaded"))
+    with pytest.raises(SystemExit) as end:
+        polyreel_cli.app(["generate", "a cat", "--state-dir", str(tmp_path / "state"), *flags])
+    said = capsys.readouterr()
+    assert (end.value.code, said.out) == (2, "")
+    assert said.err.startswith("polyreel generate: ")
+    assert complaint in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_refusal_of_the_command_is_a_line_and_exit_code_2() -> None:
+    done = polyreel("generate", "a cat", "-o", "cat.mp4", "--guidance-scale", "-inf")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "polyreel generate: --guidance-scale must be between 0 and 100, got -inf\n"
 
 
 def test_models_lists_what_is_served_under_which_names() -> None:
