@@ -153,7 +153,7 @@ def from_wire(
 
     Raises:
         InvalidRequest: names the field.
-        NotServedYet: upscaling, a webhook.
+        NotServedYet: a webhook.
     """
     prompt = check_prompt("prompt", wire.prompt)
     values = _in_range(wire, settings.out_of_range)
