@@ -392,9 +392,9 @@ def test_wrong_names_are_exit_code_2(machine: Machine, words: list[str], complai
     assert machine.hub.asked == []
 
 
-@pytest.mark.parametrize("words", [["video"], ["Somebody/Video-Public"], ["somebody/video"], ["--all"]])
-def test_an_entry_is_meant_by_any_of_its_names(machine: Machine, words: list[str]) -> None:
-    assert machine.run("pull", *words).stdout.startswith("video is ready: ")
+@pytest.mark.parametrize("word", ["Somebody/Video-Public", "somebody/video"])
+def test_an_entry_is_meant_by_any_of_its_names(machine: Machine, word: str) -> None:
+    assert machine.run("pull", word).stdout.startswith("video is ready: ")
 
 
 def test_tiny_and_local_checkpoints_need_no_download(machine: Machine, tmp_path: Path) -> None:

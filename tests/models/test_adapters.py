@@ -142,10 +142,9 @@ def test_the_tiny_embedding_has_three_vectors_of_the_tiny_text_encoders_width(ti
 # What a LoRA does
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_stronger_a_lora_the_further_from_the_model_alone(model, lora, ask, number):
+def test_the_stronger_a_lora_the_further_from_the_model_alone(model, lora, ask):
     without = run(model, ask())
-    distances = [distance(run(model, ask(), lora(number, strength)), without) for strength in (0.25, 0.5, 1.0)]
+    distances = [distance(run(model, ask(), lora(0, strength)), without) for strength in (0.25, 0.5, 1.0)]
 
     assert distances[0] > 0.2
     assert distances[1] > 1.2 * distances[0]
@@ -582,6 +581,8 @@ def zeros(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 #: What is wrong with a file, whatever the model.
 BAD_FILES = {
+    missing: "is missing on this machine",
+    cut_short: "is cut short or is not safetensors",
     empty: "is cut short or is not safetensors",
     web_page: "is cut short or is not safetensors",
     pickled: "is cut short or is not safetensors",
@@ -593,8 +594,6 @@ BAD_FILES = {
 
 #: What is wrong between a file and a model.
 FAULTS = {
-    missing: "is missing on this machine",
-    cut_short: "is cut short or is not safetensors",
     for_other_sizes: "was made for another model",
     for_another_model: "was made for another model",
     for_a_model_of_other_names: "was made for another model",
@@ -634,9 +633,11 @@ def test_a_bad_lora_leaves_the_good_ones_beside_it_as_they_were(model, alone, lo
 
 
 @pytest.mark.parametrize(("fault", "message"), BAD_FILES.items(), ids=[fault.__name__ for fault in BAD_FILES])
-def test_a_bad_file_is_refused_before_anything_is_loaded(load, tiny_root, job, tmp_path, monkeypatch, fault, message):
+def test_a_bad_file_is_refused_before_anything_is_loaded(
+    load_once, tiny_root, job, tmp_path, monkeypatch, fault, message
+):
     path = tmp_path / "bad-file.safetensors"
-    model = load("ltx")
+    model = load_once("ltx")
     fault(path, build("lora-ltx", tiny_root), model)
     monkeypatch.setattr(model.pipeline, "load_lora_weights", lambda *args, **kwargs: pytest.fail("it was loaded"))
 
@@ -645,14 +646,14 @@ def test_a_bad_file_is_refused_before_anything_is_loaded(load, tiny_root, job, t
     assert "bad-file" not in failure.value.message
 
 
-def test_a_file_of_another_family_is_refused(load, tiny_root, job):
+def test_a_file_of_another_family_is_refused(load_once, tiny_root, job):
     for name, other in (
         ("ltx", "lora-wan"),
         ("wan-ti2v", "lora-ltx"),
         ("animatediff", "lora-ltx"),
         ("ltx", "lora-animatediff"),
     ):
-        model = load(name)
+        model = load_once(name)
         without = run(model, job)
 
         with pytest.raises(AdapterUnavailable, match=f"LoRA {other} "):
