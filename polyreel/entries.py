@@ -93,10 +93,10 @@ class Placement(BaseModel):
             "group_offload" a few blocks at a time; "auto" takes the first of these that fits.
         fp8: store the denoiser's weights as float8 (e4m3) and compute in `dtype`: half the memory, a few per cent
             slower, slightly other pixels. None: only where the weights would not fit otherwise.
-        vae_tiling: decode in overlapping tiles: less memory, and slightly other pixels, so it is fixed here and never
-            switched by load.
+        vae_tiling: decode in overlapping tiles: less memory, and slightly other pixels, so it is fixed here; only
+            `retry_with_less` switches it on, and the file then says so.
         vae_slicing: decode one video of a batch after the other; same pixels.
-        retry_with_less: after out of memory, try the job once more with tiling, then with offload.
+        retry_with_less: after out of memory, try the job again without the other models, offloaded, and with tiling.
     """
 
     model_config = _Strict
