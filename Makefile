@@ -27,8 +27,17 @@ demo: install ## one clip through each dialect, saved in demo/
 up: install ## serve until Ctrl-C
 	@exec $(BIN)/polyreel up
 
-test: install ## the test suite
-	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+QUICK := $(BIN)/python -m pytest -m "not slow and not gpu"
+
+# Two halves beside each other: the models' tests compute on one core, the others mostly wait for processes.
+test: install ## the test suite; ARGS="tests/core -k name" runs a part
+ifeq ($(ARGS),)
+	@$(QUICK) tests/models >$(VENV)/models.log 2>&1 & half=$$!; trap 'kill $$half' INT TERM; \
+	$(QUICK) --ignore=tests/models; rest=$$?; \
+	wait $$half; models=$$?; cat $(VENV)/models.log; exit $$((rest | models))
+else
+	@$(QUICK) $(ARGS)
+endif
 
 test-slow: install ## what takes minutes by nature: full-size examples, foreign clients
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[clients]'

@@ -12,7 +12,7 @@ from models._free_init import low_pass
 from models._free_noise import hold_then_fade, prompts_by_frame
 from models._held_pictures import Held, shares
 from models._pictures import cover, enlarge
-from polyreel.errors import Cancelled, GenerationFailed
+from polyreel.errors import Cancelled, GenerationFailed, InvalidRequest
 from polyreel.request import ImageCondition, PromptSpan, Upscale
 from tests.models.conftest import Loaded, load_tiny, picture, with_pictures
 
@@ -197,7 +197,7 @@ def test_shares_of_the_pictures_fall_towards_each_other_and_to_nothing():
 def test_a_picture_for_a_frame_that_is_not_there_is_refused(tiny, ask, frame):
     request = ask(images=(ImageCondition("in/a.png", frame),))
 
-    with pytest.raises(GenerationFailed, match=f"for frame {frame}, and the video has 5"):
+    with pytest.raises(InvalidRequest, match=f"frame_index must be a frame of 0 to 4 .* got {frame}"):
         tiny.generate(PreparedRequest(request, images=(picture(),)))
 
 
