@@ -18,7 +18,6 @@ from models.loaded import LoadedModel
 from polyreel.formats import Audio
 
 Tensor = Any  # torch is imported lazily
-Scheduler = Any
 Generators = Sequence[Any]  # of torch.Generator
 
 
@@ -106,30 +105,6 @@ class Kind(Protocol):
         """
 
 
-class AroundPipeline:
-    """A pipeline with something to do before or after its call; watched, and given schedulers, like itself.
-
-    Args:
-        pipeline: a diffusers pipeline.
-    """
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-
-    @property
-    def scheduler(self) -> Scheduler:
-        """The wrapped pipeline's; `run_pipeline` gives it a new one for every call."""
-        return self._pipeline.scheduler
-
-    @scheduler.setter
-    def scheduler(self, scheduler: Scheduler) -> None:
-        self._pipeline.scheduler = scheduler
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what else the wrapped pipeline has."""
-        return getattr(self._pipeline, name)
-
-
 def as_class(model: LoadedModel, class_name: str) -> Pipeline:
     """Return a pipeline of a class over the model's weights: its own if it is one already."""
     return model.pipeline if type(model.pipeline).__name__ == class_name else model.variant(class_name)
@@ -149,23 +124,3 @@ def decoder_calls(pipeline: Pipeline, samples: int, height: int, width: int) -> 
         return slices
     rows, columns = -(-height // vae.tile_sample_stride_height), -(-width // vae.tile_sample_stride_width)
     return int(slices * rows * columns)
-
-
-def encode(pipeline: Pipeline, frames: np.ndarray) -> Tensor:
-    """Return what the VAE makes of frames: its mode, so that none of the generator's noise is spent here.
-
-    Args:
-        frames: uint8 of shape (F, H, W, 3), F = 8k + 1.
-
-    Returns:
-        float32 of shape (1, C, latent frames, H / 32, W / 32), not normalised.
-    """
-    import torch
-    from diffusers.utils.torch_utils import get_module_execution_device
-
-    vae = pipeline.vae
-    video = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)  # (1, 3, F, H, W)
-    video = video.to(device=get_module_execution_device(vae), dtype=vae.dtype) / 127.5 - 1
-    with torch.no_grad():
-        latents = vae.encode(video).latent_dist.mode()
-    return latents.float()

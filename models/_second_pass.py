@@ -16,11 +16,8 @@ from typing import Any
 import numpy as np
 
 from models import Pipeline
+from models._around import AroundPipeline, Scheduler, Tensor, encode
 from polyreel.request import Upscale
-
-#: Any: tensors and schedulers; torch and diffusers are imported lazily.
-Tensor = Any
-Scheduler = Any
 
 
 def num_steps(upscale: Upscale | None) -> int:
@@ -31,7 +28,7 @@ def num_steps(upscale: Upscale | None) -> int:
     return min(max(steps, 1), upscale.num_inference_steps)
 
 
-class SecondPassPipeline:
+class SecondPassPipeline(AroundPipeline):
     """A pipeline that continues from frames; called like the one that it wraps, through `models._run.run_pipeline`.
 
     Args:
@@ -41,22 +38,9 @@ class SecondPassPipeline:
     """
 
     def __init__(self, pipeline: Pipeline, frames: np.ndarray, num_steps: int) -> None:
-        self._pipeline = pipeline
+        super().__init__(pipeline)
         self._frames = frames
         self._num_steps = num_steps
-
-    @property
-    def scheduler(self) -> Scheduler:
-        """The wrapped pipeline's; `run_pipeline` gives it a new one for every call."""
-        return self._pipeline.scheduler
-
-    @scheduler.setter
-    def scheduler(self, scheduler: Scheduler) -> None:
-        self._pipeline.scheduler = scheduler
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what else the wrapped pipeline has: its modules are watched through this one."""
-        return getattr(self._pipeline, name)
 
     def __call__(self, *, num_inference_steps: int, generator: Any, **arguments: Any) -> Any:
         """Run the last steps of the wrapped pipeline's call.
@@ -71,7 +55,7 @@ class SecondPassPipeline:
         """
         from diffusers.utils.torch_utils import randn_tensor
 
-        clean = encode(self._pipeline, self._frames)
+        clean = latents_of(self._pipeline, self._frames)
         noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
         start_late(self.scheduler, num_inference_steps - self._num_steps)
         latents = noised(self.scheduler, clean, noise, num_inference_steps)
@@ -80,8 +64,8 @@ class SecondPassPipeline:
         )
 
 
-def encode(pipeline: Pipeline, frames: np.ndarray) -> Tensor:
-    """Return the latents of frames as the transformer sees them.
+def latents_of(pipeline: Pipeline, frames: np.ndarray) -> Tensor:
+    """Return the latents of frames as Wan's transformer sees them.
 
     Args:
         frames: uint8 of shape (F, H, W, 3).
@@ -90,17 +74,12 @@ def encode(pipeline: Pipeline, frames: np.ndarray) -> Tensor:
         float32 of shape (1, z_dim, latent frames, H / spatial scale, W / spatial scale).
     """
     import torch
-    from diffusers.utils.torch_utils import get_module_execution_device
 
-    vae = pipeline.vae
-    video = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)  # (1, 3, F, H, W)
-    video = video.to(device=get_module_execution_device(vae), dtype=vae.dtype) / 127.5 - 1
-    with torch.no_grad():
-        # The mode, not a sample: noise is added anyway, and none of the generator's is spent here.
-        latents = vae.encode(video).latent_dist.mode().float()
+    latents = encode(pipeline, frames)
+    config = pipeline.vae.config
     mean, std = (
         torch.tensor(values, device=latents.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
+        for values in (config.latents_mean, config.latents_std)
     )
     return (latents - mean) / std
 

@@ -8,7 +8,7 @@ import pytest
 from models import PreparedRequest
 from models._pictures import enlarge
 from models._run import fresh_scheduler
-from models._second_pass import SecondPassPipeline, encode, noised, num_steps, start_late
+from models._second_pass import SecondPassPipeline, latents_of, noised, num_steps, start_late
 from polyreel.request import Upscale
 from tests.models.conftest import picture
 
@@ -74,7 +74,7 @@ def test_strength_1_makes_what_the_pipeline_makes_of_noise_alone(wan, frames):
 
 
 def test_the_result_leaves_the_frames_further_behind_with_every_step(wan, frames):
-    start = encode(wan, frames)
+    start = latents_of(wan, frames)
     distances = []
     for steps in (1, 3, 6, 9):
         latents = call(SecondPassPipeline(wan, frames, steps), num_frames=5, height=64, width=96, output_type="latent")
@@ -136,9 +136,9 @@ def test_a_later_start_has_less_noise(wan):
 def test_latents_are_on_the_scale_of_the_transformer_not_of_the_vae(load, frames, name, channels, scale):
     pipeline = load(name).pipeline
     pipeline.vae.register_to_config(latents_mean=[0.0] * channels, latents_std=[1.0] * channels)
-    raw = encode(pipeline, frames)
+    raw = latents_of(pipeline, frames)
     pipeline.vae.register_to_config(latents_mean=[0.5] * channels, latents_std=[2.0] * channels)
-    scaled = encode(pipeline, frames)
+    scaled = latents_of(pipeline, frames)
 
     assert raw.shape == (1, channels, 2, 64 // scale, 96 // scale)
     assert (scaled - (raw - 0.5) / 2.0).abs().max() < 1e-5

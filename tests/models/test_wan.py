@@ -13,7 +13,7 @@ import pytest
 
 from models import Checkpoint, PreparedRequest, families
 from models._pictures import cover, enlarge
-from models._second_pass import encode
+from models._second_pass import latents_of
 from models.tiny import build
 from models.wan import spread
 from polyreel.errors import Cancelled, CheckpointUnavailable, NotServedYet
@@ -111,7 +111,7 @@ def test_the_transformer_sees_which_frames_have_a_picture_and_their_latents(wan,
     assert mask[:, 0].tolist() == [1, 1, 1, 1]
     assert mask[:, 1].tolist() == last_mask
     # The VAE is causal: what it makes of the first frame knows nothing of the others.
-    first = encode(loaded.pipeline, np.array(cover(request.images[0], 64, 64))[None])
+    first = latents_of(loaded.pipeline, np.array(cover(request.images[0], 64, 64))[None])
     assert (hidden_states[:, 20:, :1] - first).abs().max() < 1e-4
 
 
@@ -130,7 +130,7 @@ def test_ti2v_holds_the_first_latent_frame_at_the_picture(wan, ask):
     with calls(loaded.pipeline.transformer) as [seen]:
         loaded.generate(request)
 
-    expected = encode(loaded.pipeline, np.array(cover(request.images[0], 64, 64))[None])
+    expected = latents_of(loaded.pipeline, np.array(cover(request.images[0], 64, 64))[None])
     for kwargs in seen:
         assert (kwargs["hidden_states"][:, :, :1] - expected).abs().max() < 1e-4
         timestep = kwargs["timestep"][0]  # one per token: 2 x 2 in each of 2 latent frames
@@ -304,7 +304,7 @@ def through_the_vae(pipeline, frames):
     config = pipeline.vae.config
     mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
     with torch.no_grad():
-        video = pipeline.vae.decode(encode(pipeline, frames) * std + mean).sample
+        video = pipeline.vae.decode(latents_of(pipeline, frames) * std + mean).sample
     return 255 * pipeline.video_processor.postprocess_video(video, output_type="np")[0]
 
 
@@ -326,7 +326,7 @@ def test_the_second_pass_sees_the_picture_at_its_own_size(wan, ask, name):
     with calls(loaded.pipeline.transformer) as [seen]:
         loaded.generate(request)
 
-    expected = encode(loaded.pipeline, np.array(cover(request.images[0], 96, 128))[None])
+    expected = latents_of(loaded.pipeline, np.array(cover(request.images[0], 96, 128))[None])
     channels = expected.shape[1]
     assert (seen[-1]["hidden_states"][:, -channels:, :1] - expected).abs().max() < 1e-4
 
