@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--state-dir", type=Path)
     parser.add_argument("--device")
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--name", help=argparse.SUPPRESS)  # unique per start; the supervisor gives up its leases by it
     options = parser.parse_args(argv)
     start_as("polyreel worker" + (f" --device {options.device}" if options.device else ""), options.parent)
     try:
@@ -60,7 +61,7 @@ def _work(options: argparse.Namespace) -> int:
             "redis_url: a worker needs REDIS_URL; `polyreel up` starts an embedded queue by itself."
         )
     url = settings.redis_url.get_secret_value()
-    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    name = options.name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     residency = Residency(
         settings.catalogue,
         settings.state_dir / "checkpoints",
