@@ -3,6 +3,7 @@
     PolyreelError
     ├── InvalidRequest          the client can fix it: names the field, what came, what is allowed
     │   ├── NotServedYet        understood, documented by the vendor, not built here yet
+    │   ├── KeyReused           an Idempotency-Key came again with another request
     │   └── RequestTooLarge     the body is over the limit
     ├── MissingKey              no API key came with the request
     ├── InvalidKey              a key came, and it is not one of ours
@@ -10,7 +11,8 @@
     ├── UnknownJob              no job with this id, or it belongs to somebody else
     ├── UnknownRoute            no such path in this dialect
     ├── MethodNotAllowed        the path exists, the method does not
-    ├── TooManyJobs             the queue is full
+    ├── TooManyJobs             the queue is full, for everybody or for one owner
+    ├── NotCancellable          the job has ended, or its file is being made already
     ├── QueueUnavailable        Redis does not answer
     ├── StillRunning            a synchronous caller waited as long as it may
     ├── GenerationFailed        the pipeline raised, or returned NaN
@@ -61,6 +63,12 @@ class NotServedYet(InvalidRequest):
     """Raised for a documented feature that this version does not run; better than a silently different video."""
 
     code = "not_served_yet"
+
+
+class KeyReused(InvalidRequest):
+    """Raised when an Idempotency-Key was used before for a request that differs from this one."""
+
+    code = "idempotency_key_reused"
 
 
 class RequestTooLarge(InvalidRequest):
@@ -119,6 +127,12 @@ class TooManyJobs(PolyreelError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class NotCancellable(PolyreelError):
+    """Raised when it is too late to cancel a job."""
+
+    code = "not_cancellable"
 
 
 class QueueUnavailable(PolyreelError):

@@ -47,7 +47,7 @@ class Output:
     """One stored file of a succeeded job.
 
     Args:
-        key: in the storage, fixed at submit.
+        key: in the storage; each attempt has its own.
         format: name of the format, e.g. "mp4".
         media_type: Content-Type.
         bytes: length of the file.
@@ -75,7 +75,8 @@ class VideoJob:
         dialect: name of the dialect in which it was submitted.
         owner: name of the API key's owner; nobody else sees the job.
         request: as it runs.
-        output_keys: storage keys of the files to come, in the order of `request.outputs`.
+        output_keys: public keys of the files to come, in the order of `request.outputs`: what links name. Each attempt
+            stores its own files elsewhere (`attempt_key`), and the record's `outputs` say which were published.
         vendor: what the dialect needs to answer in its own words later (ids, echoed fields); plain JSON.
         status: see `JobStatus`.
         progress: percent, 0..100, never decreasing; 100 only at success.
@@ -90,6 +91,10 @@ class VideoJob:
             library versions; plain JSON, only after success.
         error_code, error_message: both "" unless failed; the message is written for the client.
         outputs: the files, only after success.
+        lane: "interactive" or "bulk"; see `polyreel.terms`.
+        batch_key: what jobs have in common that may share a pipeline call, "" for one that runs alone.
+        resumed_from: denoising steps that the last attempt took over from an earlier one.
+        not_resumable: why a long job starts over after a crash, "" when it does not or is not long.
     """
 
     id: str
@@ -113,6 +118,10 @@ class VideoJob:
     error_code: str = ""
     error_message: str = ""
     outputs: tuple[Output, ...] = ()
+    lane: str = "interactive"
+    batch_key: str = ""
+    resumed_from: int = 0
+    not_resumable: str = ""
 
     @property
     def seconds_taken(self) -> float:
@@ -138,7 +147,13 @@ class VideoJob:
         return cls(**values)
 
 
-_TEXT = {"id", "dialect", "owner", "status", "stage", "worker", "error_code", "error_message"}
+_TEXT = {
+    "id", "dialect", "owner", "status", "stage", "worker", "error_code", "error_message",
+    "lane", "batch_key", "not_resumable",
+}  # fmt: skip
+
+#: Version of the records that this code writes and the newest that it reads: older ones lack `model` and `tag`.
+SCHEMA = 2
 
 #: A job whose worker died is run again, but a job that kills its workers is not run for ever.
 MAX_ATTEMPTS = 3
@@ -171,6 +186,15 @@ def new_job(
         vendor=vendor or {},
         created_at=time.time(),
     )
+
+
+def attempt_key(key: str, fence: int) -> str:
+    """Return where the attempt with this fence stores the file that clients know as `key`.
+
+    A worker that was taken for dead and is not can then never write over what another one has published.
+    """
+    folder, _, name = key.rpartition("/")
+    return f"{folder}/{fence}/{name}"
 
 
 def with_vendor(job: VideoJob, **values: object) -> VideoJob:

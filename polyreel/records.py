@@ -1,31 +1,33 @@
 """Job records in Redis: the truth about every job, and the only code that writes one.
 
-    polyreel:job:{id}       hash, the fields of `VideoJob` and four of ours (below)
-    polyreel:open           sorted set of unfinished job ids by creation time
-    polyreel:number:{n}     the job id behind a whole-number id (ModelsLab's clients want integers)
-    polyreel:worker:{name}  what a live worker says of itself, JSON; expires when it stops beating
-    polyreel:seconds        hash, model name to the moving mean of its seconds per job
-    polyreel:rates          hash, model name to the moving mean of its `polyreel.admission.Rates`, JSON
-    polyreel:counts         hash of counters, see `polyreel.metrics`
+    polyreel:job:{id}         hash, the fields of `VideoJob` and ours (below)
+    polyreel:open             sorted set of unfinished job ids by creation time
+    polyreel:open:owners      hash, owner to its number of unfinished jobs
+    polyreel:ready:{model}    sorted set of waiting job ids in fair order; RQ's list rq:queue:{model} shows the same
+    polyreel:fair:{model}     hash, the state of that order: v (virtual time), f:{flow} (where its next job starts)
+    polyreel:leases           sorted set of claimed job ids by deadline, see `polyreel.leases`
+    polyreel:number:{n}       the job id behind a whole-number id (ModelsLab's clients want integers)
+    polyreel:idempotency:{h}  hash, the job that an Idempotency-Key made
+    polyreel:worker:{name}    what a live worker says of itself, JSON; expires when it stops beating
+    polyreel:residents        hash, worker to the models in its memory, JSON
+    polyreel:seconds          hash, model name to the moving mean of its seconds per job
+    polyreel:rates            hash, model name to the moving mean of its `polyreel.admission.Rates`, JSON
+    polyreel:counts           hash of counters, see `polyreel.metrics`
 
 Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a write that carries an older fence
-comes from a worker that was given up, and is refused), `claim` names the call that claimed, `ended_by` the fence that
-ended it, `number` is the integer id. Each change is one Lua script, so no two processes can both be right; and since
-a client sends a script again when its reply was lost, creating, claiming and ending twice is the same as once.
-Records of finished jobs expire with their files; open ones never do.
-
-Seam: leases with deadlines, batching and fair order belong to the claim (`Records.claim`) and have an issue of
-their own. Here a dead worker is known by its missing heartbeat.
+comes from a worker that was given up, and is refused), `execution` names the claim in RQ's registries, `ended_by` the
+fence that ended it, `number` is the integer id, `model`, `tag` and `pixels` place it in its queue, `schema` is the
+version of the record. Each change is one Lua script (`polyreel/lua`), so no two processes can both be right; and since
+a client sends a script again when its reply was lost, taking in, claiming and ending twice is the same as once. All
+times are of Redis' clock. Records of finished jobs expire with their files; open ones never do.
 """
 
 from __future__ import annotations
 
 import json
-import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import redis
@@ -33,87 +35,26 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from polyreel.admission import Rates
-from polyreel.errors import QueueUnavailable, TooManyJobs
-from polyreel.job import MAX_ATTEMPTS, JobStatus, VideoJob
+from polyreel.errors import KeyReused, QueueUnavailable, TooManyJobs
+from polyreel.job import MAX_ATTEMPTS, SCHEMA, JobStatus, VideoJob
+from polyreel.rq_entry import entry_fields, iso_now
+from polyreel.scripts import arguments, exception_text, script
+from polyreel.terms import IDEMPOTENCY_S, WEIGHTS, Terms
 
 OPEN = "polyreel:open"
 SECONDS = "polyreel:seconds"
 RATES = "polyreel:rates"
+RESIDENTS = "polyreel:residents"
 WORKER_PREFIX = "polyreel:worker:"
 
 #: How far a mean moves towards the newest measurement, 0..1.
 _NEWEST = 0.3
 
-#: A worker that has not beaten for this long is dead, seconds.
+#: A worker that has not beaten for this long is shown as gone, seconds.
 HEARTBEAT_TTL_S = 15
 
-_RANK = "local rank = {" + ", ".join(f"{s.value}={s.rank}" for s in JobStatus) + "}\n"
-
-_CREATE = """
-local have = redis.call('HGET', KEYS[1], 'number')
-if have then return have end
-if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
-local t = redis.call('TIME')
-local last = tonumber(redis.call('GET', 'polyreel:number') or '0')
--- not a bare INCR: a counter that a crash rolls back would hand a number out twice
-local number = math.max(last + 1, t[1] * 1000 + math.floor(t[2] / 1000))
-redis.call('SET', 'polyreel:number', string.format('%.0f', number))
-redis.call('SET', 'polyreel:number:' .. string.format('%.0f', number), ARGV[1])
-redis.call('HSET', KEYS[1], 'number', string.format('%.0f', number), 'claimable', 1, 'fence', 0, unpack(ARGV, 4))
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-redis.call('HINCRBY', 'polyreel:counts', 'submitted', 1)
-return string.format('%.0f', number)
-"""
-
-_CLAIM = (
-    _RANK
-    + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'claimable', 'claim', 'fence')
-if not r[1] or rank[r[1]] == 5 then return 0 end
-if r[2] ~= '1' then return r[3] == ARGV[3] and tonumber(r[4]) or 0 end
-redis.call('HINCRBY', KEYS[1], 'attempts', 1)
-redis.call('HSET', KEYS[1], 'claimable', 0, 'worker', ARGV[1], 'started_at', ARGV[2], 'claim', ARGV[3])
-if rank[r[1]] < rank['loading'] then redis.call('HSET', KEYS[1], 'status', 'loading') end
-return redis.call('HINCRBY', KEYS[1], 'fence', 1)
-"""
-)
-
-_ADVANCE = (
-    _RANK
-    + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'claimable', 'fence', 'progress', 'number', 'ended_by')
-if not r[1] then return 0 end
--- the same end by the same claim again is a write whose reply was lost, and not a second opinion
-if rank[r[1]] == 5 then return (ARGV[2] ~= '' and ARGV[2] == r[6] and ARGV[3] == r[1]) and 1 or 0 end
-if ARGV[2] ~= '' and (r[2] == '1' or r[3] ~= ARGV[2]) then return 0 end
-for i = 5, #ARGV, 2 do
-  if ARGV[i] ~= 'progress' or tonumber(ARGV[i + 1]) > tonumber(r[4]) then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-  end
-end
-if rank[ARGV[3]] > rank[r[1]] then redis.call('HSET', KEYS[1], 'status', ARGV[3]) end
-if rank[ARGV[3]] == 5 then
-  redis.call('ZREM', KEYS[2], ARGV[1])
-  redis.call('HINCRBY', 'polyreel:counts', ARGV[3], 1)
-  redis.call('HSET', KEYS[1], 'claimable', 0, 'ended_by', ARGV[2])
-  redis.call('EXPIRE', KEYS[1], ARGV[4])
-  redis.call('EXPIRE', 'polyreel:number:' .. r[5], ARGV[4])
-end
-return 1
-"""
-)
-
-_RELEASE = (
-    _RANK
-    + """
-local r = redis.call('HMGET', KEYS[1], 'status', 'claimable', 'fence')
-if not r[1] or rank[r[1]] == 5 or r[2] == '1' or r[3] ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'claimable', 1, 'worker', '')
-if ARGV[2] == '1' then redis.call('HINCRBY', KEYS[1], 'attempts', -1)
-else redis.call('HINCRBY', 'polyreel:counts', 'requeued', 1) end
-return 1
-"""
-)
+#: What a job is told that took its workers down with it.
+_WORKER_DIED = f"The worker died {MAX_ATTEMPTS} times while it ran this job; it is not tried again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +125,17 @@ def parse(record: Mapping[Any, Any]) -> StoredJob | None:
     )
 
 
+def ending_terms(retention_s: int, error: str) -> dict[str, Any]:
+    """Return what a script needs to end a job. Any: JSON."""
+    return {
+        "retention_s": retention_s,
+        "max_attempts": MAX_ATTEMPTS,
+        "error_code": "worker_died",
+        "error_message": _WORKER_DIED,
+        "rq": {"iso": iso_now(), "error": exception_text(error)},
+    }
+
+
 def queue_is_full(max_open: int) -> TooManyJobs:
     """Return the refusal of a job beyond `max_open` unfinished ones."""
     return TooManyJobs(f"The queue is full ({max_open} unfinished jobs). Try again later.", retry_after_s=30)
@@ -195,73 +147,129 @@ class Records:
     Args:
         client: from `connect`.
         retention_s: how long a finished record stays, seconds.
+        lease_s: how long a claim holds without being renewed, seconds.
     """
 
-    def __init__(self, client: redis.Redis, retention_s: float) -> None:
+    def __init__(self, client: redis.Redis, retention_s: float, lease_s: float = 20.0) -> None:
         self.client = client
         self.retention_s = int(retention_s)
-        self._create = client.register_script(_CREATE)
-        self._claim = client.register_script(_CLAIM)
-        self._advance = client.register_script(_ADVANCE)
-        self._release = client.register_script(_RELEASE)
+        self.lease_s = lease_s
+        self._submit = script(client, "submit")
+        self._advance = script(client, "advance")
+        self._release = script(client, "release")
+        self._cancel = script(client, "cancel")
 
-    def create(self, job: VideoJob, max_open: int) -> StoredJob:
-        """Write a new record.
+    def create(
+        self,
+        job: VideoJob,
+        max_open: int,
+        *,
+        max_open_of_owner: int | None = None,
+        timeout_s: int = 3600,
+        terms: Terms | None = None,
+    ) -> StoredJob:
+        """Write a new record and put it into its model's order: when this returns, the job is acknowledged.
+
+        Args:
+            max_open: unfinished jobs in all.
+            max_open_of_owner: unfinished jobs of one owner, None for no limit of its own.
+            timeout_s: shown by RQ's tools.
+            terms: the job's lane and Idempotency-Key.
+
+        Returns:
+            The record; an earlier job's when its Idempotency-Key and request came before.
 
         Raises:
-            TooManyJobs: `max_open` jobs are unfinished already; nothing was written.
+            TooManyJobs: that many are unfinished already; nothing was written.
+            KeyReused: the Idempotency-Key stands for another request.
         """
+        terms = terms or Terms()
+        pixels = job.request.num_frames * job.request.height * job.request.width
         fields = [part for pair in job.to_record().items() for part in pair]
-        number = self._create(keys=[job_key(job.id), OPEN], args=[job.id, max_open, job.created_at, *fields])
-        if number == 0:
+        how = {
+            "id": job.id,
+            "owner": job.owner,
+            "model": job.request.model,
+            "flow": f"{job.lane}:{job.owner}",
+            "cost": 1 / WEIGHTS[job.lane],
+            "pixels": pixels,
+            "schema": SCHEMA,
+            "fields": len(fields),
+            "max_open": max_open,
+            "max_open_of_owner": max_open if max_open_of_owner is None else max_open_of_owner,
+            "idempotency_key": terms.redis_key(job.owner),
+            "idempotency_s": IDEMPOTENCY_S,
+            "digest": terms.digest,
+        }
+        answer = self._submit(args=arguments(how, *fields, *entry_fields(job, timeout_s, self.client)))
+        if answer[0] == "full":
             raise queue_is_full(max_open)
-        return StoredJob(job, int(number), 0, True)
+        if answer[0] == "owner_full":
+            raise TooManyJobs(
+                f"You have {max_open_of_owner} unfinished jobs, which is all that this server lets one key have. "
+                "Wait for one to end, or cancel one.",
+                retry_after_s=30,
+            )
+        if answer[0] == "other":
+            raise KeyReused("This Idempotency-Key was sent before with another request; use a new one.")
+        _, job_id, number, created_at = answer
+        earlier = self.get(job_id) if job_id != job.id else None
+        return earlier or StoredJob(replace(job, created_at=float(created_at)), int(number), 0, True)
 
     def get(self, job_id: str) -> StoredJob | None:
         """Return a record, or None."""
         return parse(self.client.hgetall(job_key(job_id)))
 
-    def claim(self, job_id: str, worker: str, now: float) -> int:
-        """Give an unclaimed, open job to `worker`; return the fence to write with, or 0 when it is not to be had."""
-        return int(self._claim(keys=[job_key(job_id)], args=[worker, now, uuid.uuid4().hex]))
-
-    def advance(self, job_id: str, fence: int | None, status: JobStatus, **fields: object) -> bool:
+    def advance(self, job_id: str, fence: int | None, status: JobStatus, worker: str = "", **fields: object) -> bool:
         """Move a job forward and set fields; a lower status than the record's changes the fields alone.
 
+        A worker that was taken for dead has the job again by this, as long as nobody else has claimed it.
+
         Args:
-            fence: from `claim`; None for a change that needs no claim (cancel, giving up).
+            fence: from `Leases.claim`; None for a change that needs no claim.
+            worker: who writes.
             fields: `VideoJob` fields by name.
 
         Returns:
             False when the job ended already or another worker has it: the caller's result is to be dropped.
         """
-        args: list[Any] = [job_id, "" if fence is None else fence, status.value, self.retention_s]
+        return self.advance_all([(job_id, fence)], status, worker, **fields)[0]
+
+    def advance_all(
+        self, jobs: Sequence[tuple[str, int | None]], status: JobStatus, worker: str = "", **fields: object
+    ) -> list[bool]:
+        """Do the same with several jobs in one step; as `advance`, one answer for each."""
+        flat: list[str] = []
         for name, value in fields.items():
-            args += [name, value if isinstance(value, str) else json.dumps(value)]
-        return bool(self._advance(keys=[job_key(job_id), OPEN], args=args))
+            flat += [name, value if isinstance(value, str) else json.dumps(value)]
+        claims = [part for job_id, fence in jobs for part in (job_id, "" if fence is None else str(fence))]
+        how = self._terms(str(fields.get("error_message", ""))) | {"status": status.value, "worker": worker}
+        return [bool(said) for said in self._advance(args=arguments(how, json.dumps(flat), *claims))]
 
     def release(self, job_id: str, fence: int, *, counted: bool) -> bool:
-        """Make a claimed job claimable again; `counted` False takes the attempt back (a drained worker's job)."""
-        return bool(self._release(keys=[job_key(job_id)], args=[fence, "0" if counted else "1"]))
+        """Give a claimed job back to the queue at its old place; fail it when it has had its attempts.
 
-    def give_up(self, stored: StoredJob) -> None:
-        """Fail a job that has had its attempts; one that moved on since it was read is left alone."""
-        self.advance(
-            stored.job.id,
-            stored.fence,
-            JobStatus.FAILED,
-            error_code="worker_died",
-            error_message=f"The worker died {MAX_ATTEMPTS} times while it ran this job; it is not tried again.",
-            ended_at=time.time(),
-        )
+        Args:
+            counted: False takes the attempt back (a drained worker's job).
+        """
+        how = self._terms(_WORKER_DIED) | {"id": job_id, "fence": fence, "counted": counted}
+        return bool(self._release(args=arguments(how)))
+
+    def cancel(self, job_id: str) -> str:
+        """End a job that has not begun to be stored.
+
+        Returns:
+            "cancelled" when this call did it; "was cancelled", "succeeded" or "failed" when it had ended; "finishing"
+            when its file is being made already; "" when there is no such job.
+        """
+        return str(self._cancel(args=arguments(self._terms() | {"id": job_id})))
+
+    def _terms(self, error: str = "") -> dict[str, Any]:
+        return ending_terms(self.retention_s, error) | {"lease_s": self.lease_s}
 
     def open_ids(self) -> list[str]:
         """Return the ids of all unfinished jobs, oldest first."""
         return [str(job_id) for job_id in self.client.zrange(OPEN, 0, -1)]
-
-    def forget_open(self, job_id: str) -> None:
-        """Drop an id whose record is gone from the set of unfinished jobs."""
-        self.client.zrem(OPEN, job_id)
 
     def beat(self, worker: str, about: dict[str, object]) -> None:
         """Say that `worker` lives, for the next `HEARTBEAT_TTL_S` seconds."""
@@ -270,15 +278,6 @@ class Records:
     def leave(self, worker: str) -> None:
         """Say that `worker` has stopped."""
         self.client.delete(f"{WORKER_PREFIX}{worker}")
-
-    def is_alive(self, worker: str) -> bool:
-        """Return whether `worker` has beaten lately."""
-        return bool(self.client.exists(f"{WORKER_PREFIX}{worker}"))
-
-    def has_job(self, worker: str, job_id: str) -> bool:
-        """Return whether `worker` lives and, if its heartbeat names the job it runs, runs `job_id`."""
-        said = self.client.get(f"{WORKER_PREFIX}{worker}")
-        return said is not None and json.loads(str(said)).get("job", job_id) == job_id
 
     def learn_seconds(self, model: str, seconds: float, rates: Rates | None = None) -> None:
         """Move a model's mean seconds per job, and its rates, towards the newest measurement.

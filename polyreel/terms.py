@@ -1,0 +1,44 @@
+"""How a job is to be taken in and run, beside what it is to make: the client's wishes about the queue, not the video."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+#: Jobs of one owner form one line per lane. Lanes share a model by weight: nobody starves, and a single interactive job
+#: does not wait for its owner's own thousand of bulk.
+Lane = Literal["interactive", "bulk"]
+LANES: tuple[Lane, ...] = get_args(Lane)
+
+#: Shares of a model's time while both lanes of an owner have work.
+WEIGHTS: dict[str, float] = {"interactive": 4.0, "bulk": 1.0}
+
+#: How long an Idempotency-Key is remembered, seconds.
+IDEMPOTENCY_S = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a client asked of the queue.
+
+    Args:
+        lane: see `Lane`.
+        exact: never share a pipeline call, so that the same request gives the same bytes again; in a shared call a
+            sample may differ from its single run by one grey level.
+        idempotency_key: the client's own word for this submit, "" for none: the same again is answered with the same
+            job, for 24 hours.
+        digest: of the request as it came, to tell a repetition from another request under the same key.
+    """
+
+    lane: Lane = "interactive"
+    exact: bool = False
+    idempotency_key: str = ""
+    digest: str = ""
+
+    def redis_key(self, owner: str) -> str:
+        """Return where the key is remembered, "" for none; an owner's keys are its own."""
+        if not self.idempotency_key:
+            return ""
+        named = f"{owner}\n{self.idempotency_key}".encode("utf-8", "surrogatepass")
+        return f"polyreel:idempotency:{hashlib.sha256(named).hexdigest()}"
