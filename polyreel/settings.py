@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         models, loras, embeddings: the catalogue.
         dialects: each dialect's own settings, by dialect name; checked by the dialect itself.
         device: torch device of the worker; "auto" is "cuda" if there is one, else "cpu".
+        gpus: GPUs that workers run on, a process for each: "all", "none", or indices as `nvidia-smi -L` counts them or
+            UUIDs, joined by commas. `polyreel.gpus` says what CUDA_VISIBLE_DEVICES and `device` do to it.
+        workers: worker processes per GPU; where there is none, worker processes in all.
         threads: CPU threads of torch and of the encoders in a worker. One is fastest for tiny checkpoints on a
             busy machine (two OpenMP threads on two busy cores ran 20 times slower) and pins the file bytes.
         resident_models: pipelines that a worker keeps loaded at most; the least recently used goes first.
@@ -90,6 +93,8 @@ class Settings(BaseSettings):
     embeddings: dict[str, Adapter] = {}
     dialects: dict[str, dict[str, Any]] = {}  # Any: each dialect validates its own
     device: str = "auto"
+    gpus: str = "all"
+    workers: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] = 1
     resident_models: Annotated[int, Field(ge=1)] = 1
     resident_loras_mb: Annotated[float, Field(ge=0)] = 2000.0
@@ -163,6 +168,18 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             raise ValueError("use auto, cpu, mps, cuda or cuda:N")
         return value
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _are_gpus(cls, value: object) -> object:
+        words = value if isinstance(value, list) else str(value).split(",")  # YAML: 0, [0, 1], or text
+        names = [str(word).strip() for word in words]
+        listed = bool(names) and all(re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name) for name in names)
+        if names not in (["all"], ["none"]) and not listed:
+            raise ValueError("use all, none, or GPUs as nvidia-smi -L lists them: indices or UUIDs, 0,1,3")
+        if len(set(names)) < len(names):
+            raise ValueError("a GPU comes twice; `workers` starts several processes on each")
+        return ",".join(names)
 
     @field_validator("log_level")
     @classmethod
