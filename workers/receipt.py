@@ -23,8 +23,13 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 _CHANGES_NO_PIXEL = ("placement", "vae_slicing", "after_out_of_memory")
 
 
-def receipt(prepared: PreparedRequest, video: Video, model: LoadedModel) -> dict[str, Any]:
-    """Return the reproducible receipt of a video. Plain JSON."""
+def receipt(prepared: PreparedRequest, video: Video, model: LoadedModel, *, batch_size: int = 1) -> dict[str, Any]:
+    """Return the reproducible receipt of a video. Plain JSON.
+
+    Args:
+        batch_size: requests that were given to the family in the call that made it. More than one is said, also in
+            the file: kernels choose by batch size, and a value may differ by one grey level from the run alone.
+    """
     r = prepared.request
     return {
         "polyreel": __version__,
@@ -48,6 +53,7 @@ def receipt(prepared: PreparedRequest, video: Video, model: LoadedModel) -> dict
         "upscale": {name: getattr(r.upscale, name) for name in r.upscale.__slots__} if r.upscale else None,
         "improved_sampling_seed": r.improved_sampling_seed,
         **video.made,
+        **({"batch_size": batch_size} if batch_size > 1 else {}),
         "versions": _versions(),
     }
 
