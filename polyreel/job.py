@@ -155,6 +155,9 @@ _TEXT = {
 #: Version of the records that this code writes and the newest that it reads: older ones lack `model` and `tag`.
 SCHEMA = 2
 
+#: What a client reads whose job took too long.
+TIMEOUT_MESSAGE = "The job ran longer than this server allows (job_timeout_s)."
+
 #: A job whose worker died is run again, but a job that kills its workers is not run for ever.
 MAX_ATTEMPTS = 3
 

@@ -13,9 +13,11 @@ import setproctitle
 PROCESS_MODULES = {
     "serve": "server",
     "worker": "workers",
+    "keeper": "workers.keeper",
     "generate": "workers.generate",
     "models": "workers.show_models",
     "pull": "workers.pull",
+    "bench batch": "workers.bench_batch",
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -28,6 +28,7 @@ from pydantic_settings import (
 from polyreel.catalogue import Catalogue
 from polyreel.entries import Adapter, ServedModel
 from polyreel.errors import ConfigurationError, did_you_mean
+from polyreel.scheduling import Rule
 
 _KEY = re.compile(r"[!-+\--~][ !-+\--~]{14,}[!-+\--~]")  # 16 or more printable ASCII characters, no comma
 
@@ -36,6 +37,27 @@ def default_state_dir() -> Path:
     """Return the folder for queue, checkpoints and results when none is set (the XDG state folder)."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "polyreel"
+
+
+class Scheduling(BaseModel):
+    """How a worker chooses between models that have work; `docs/scheduling.md` explains it.
+
+    Args:
+        quantum_swaps: for how many times the loading time of another model a worker stays with the one that it runs.
+        max_wait_s: a model whose next job has waited longer than this may interrupt after that, seconds.
+        grace_swaps: for how many loading times a model that another worker has in memory is left to that one.
+        peer_factor: how much longer than `max_wait_s` such a model waits.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    quantum_swaps: Annotated[float, Field(ge=0)] = 20.0
+    max_wait_s: Annotated[float, Field(ge=0)] = 300.0
+    grace_swaps: Annotated[float, Field(ge=0)] = 1.5
+    peer_factor: Annotated[float, Field(ge=1)] = 2.0
+
+    def rule(self) -> Rule:
+        """Return what the claim goes by."""
+        return Rule(**self.model_dump())
 
 
 class Settings(BaseSettings):
@@ -63,6 +85,10 @@ class Settings(BaseSettings):
         file_metadata: write what is needed to make the same video again (prompt, seed, settings, versions) into it.
         max_queued: unfinished jobs in all before new ones are refused.
         max_body_bytes: longest request body that is read; routes that take pictures read 20 MiB.
+        max_queued_per_key: unfinished jobs of one API key before it is refused new ones; None for no limit of its own.
+        lease_s: how long a worker keeps a job without renewing its claim, seconds; it renews every quarter of that. A
+            machine that dies is noticed after 1 to 1.25 of it.
+        scheduling: how a worker chooses between models.
         retention_s: how long a finished job and its files are kept, seconds.
         job_timeout_s: longest time that one attempt may run, seconds.
         drain_s: how long a stopping worker may finish its job, seconds; after that the job is handed back.
@@ -100,6 +126,9 @@ class Settings(BaseSettings):
     resident_loras_mb: Annotated[float, Field(ge=0)] = 2000.0
     file_metadata: bool = True
     max_queued: Annotated[int, Field(ge=1)] = 1000
+    max_queued_per_key: Annotated[int, Field(ge=1)] | None = None
+    lease_s: Annotated[float, Field(ge=0.4)] = 20.0
+    scheduling: Scheduling = Scheduling()
     max_body_bytes: Annotated[int, Field(ge=1024)] = 2**20
     retention_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
     job_timeout_s: Annotated[int, Field(ge=1)] = 3600

@@ -1,4 +1,4 @@
-"""How a job is to be taken in and run, beside what it is to make: the client's wishes about the queue, not the video."""
+"""How a job is to be taken in and run, beside what it is to make: wishes about the queue, not about the video."""
 
 from __future__ import annotations
 

@@ -7,11 +7,17 @@ import os
 import socket
 import sys
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polyreel.errors import ConfigurationError
 from polyreel.processes import start_as
+
+if TYPE_CHECKING:
+    from polyreel.leases import Claim
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,15 +48,21 @@ def _work(options: argparse.Namespace) -> int:
 
     _need_the_model_libraries()
 
+    from redis import RedisError
+
+    from polyreel.leases import Wishes
     from polyreel.logs import configure_logs
-    from polyreel.queue import GENERATE_TASK, Queue, rq_connection
+    from polyreel.queue import Queue, rq_connection
+    from polyreel.records import Records, connect
     from polyreel.storage import connect_storage
+    from workers.batch_sizes import BatchSizes, device_name
+    from workers.keeping import Keeping, setup_for
     from workers.memory import device_memory
     from workers.residency import Residency
     from workers.runner import JobRunner
     from workers.self_check import UNFIT_EXIT
     from workers.sweeper import Sweeper
-    from workers.worker import Heartbeat, make_worker
+    from workers.worker import make_worker
 
     configure_logs(settings.log_level, "worker")
     import structlog
@@ -74,56 +86,91 @@ def _work(options: argparse.Namespace) -> int:
         retention_s=settings.retention_s,
         max_open=settings.max_queued,
         job_timeout_s=settings.job_timeout_s,
+        lease_s=settings.lease_s,
+        rule=settings.scheduling.rule(),
         patient=True,
     )
-    scratch = settings.state_dir / "scratch"
-    storage = connect_storage(settings.storage_url)
-    runner = JobRunner(queue, residency, storage, scratch, name, file_metadata=settings.file_metadata)
-    sweeper = Sweeper(storage, settings.retention_s, scratch)
     state = residency.prepare()
     import torch
+    from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
     torch.set_num_threads(settings.threads)
     device = residency.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigurationError(f"device: {device} was asked for, and torch finds no CUDA here. Use --device cpu.")
-    state |= residency.load_pinned()
-    attempts = runner.attempts
-    attempts.unavailable = {model: trouble for model, trouble in state.items() if trouble}
     memory = device_memory(device)
 
-    def run(job_id: str) -> None:
-        runner.run(job_id)
-        if attempts.fitness.unfit:
-            log.critical("worker ends", reason=attempts.fitness.unfit)
-            worker.end_after_this_job()
-
-    def models() -> list[str]:
-        return [model for model in settings.catalogue.models if model not in attempts.unavailable]
-
-    worker = make_worker(rq_connection(url, patient=True), name, {GENERATE_TASK: run}, settings.drain_s)
-    heartbeat = Heartbeat(
-        queue,
-        name,
-        lambda: {
+    def about() -> dict[str, object]:
+        return {
             "device": device,
             "memory_bytes": memory[1] if memory else None,
             "models": [] if worker.is_draining else models(),
             "loaded": residency.loaded,
             "unavailable": attempts.unavailable,
-            "job": runner.current,
-        },
-        # The limit itself is a signal, which a native call does not heed.
-        is_stuck=lambda: runner.is_over(settings.job_timeout_s + 60),
+            "job": runner.current[0] if runner.current else "",
+            "jobs": [claim.job_id for claim in keeping.claims],
+        }
+
+    keeping = Keeping(
+        setup_for(url, name, retention_s=settings.retention_s, lease_s=settings.lease_s, log_level=settings.log_level),
+        about,
     )
-    heartbeat.start()
-    sweeper.start()
-    log.info("worker ready", device=device, models=models())
+    scratch = settings.state_dir / "scratch"
+    storage = connect_storage(settings.storage_url)
+    batch_sizes = BatchSizes.load(settings.state_dir / "batches.json", settings.catalogue, device_name(device))
+    runner = JobRunner(
+        queue,
+        Records(connect(url, patient=False), settings.retention_s, settings.lease_s),
+        keeping,
+        residency,
+        storage,
+        scratch,
+        name,
+        file_metadata=settings.file_metadata,
+        batch_sizes=batch_sizes,
+    )
+    attempts = runner.attempts
+    swap_s: dict[str, float] = {}
+
+    def models() -> list[str]:
+        return [model for model in settings.catalogue.models if model not in attempts.unavailable]
+
+    def claim() -> list[Claim]:
+        wishes = Wishes(models(), residency.loaded, runner.last_model, runner.held_s, swap_s, batch_sizes.limits())
+        return queue.leases.claim(name, wishes)
+
+    def run(claims: Sequence[Claim]) -> None:
+        keeping.hold(claims, settings.job_timeout_s)
+        runner.run(claims, lambda: UnixSignalDeathPenalty(settings.job_timeout_s, JobTimeoutException))  # type: ignore[no-untyped-call]
+        keeping.refresh()
+        with suppress(RedisError):  # the old figures serve as well
+            swap_s.update(queue.leases.swap_seconds())
+        if attempts.fitness.unfit:
+            log.critical("worker ends", reason=attempts.fitness.unfit)
+            worker.end_after_this_job()
+
+    worker = make_worker(
+        rq_connection(url, patient=True),
+        name,
+        list(settings.catalogue.models),
+        claim=claim,
+        run=run,
+        drain_s=settings.drain_s,
+    )
+    attempts.unavailable = {model: trouble for model, trouble in state.items() if trouble}
+    keeping.start()  # before a model is loaded, which may take minutes: it also looks after what the dead left behind
+    sweeper = Sweeper(storage, settings.retention_s, scratch)
     try:
+        attempts.unavailable |= {model: trouble for model, trouble in residency.load_pinned().items() if trouble}
+        keeping.refresh()
+        sweeper.start()
+        log.info("worker ready", device=device, models=models())
         worker.work(logging_level=None)
+        runner.finish()
     finally:
         sweeper.stop()
-        heartbeat.stop()
+        runner.hand_back()  # what a second signal cut off between two jobs
+        keeping.stop()
     return UNFIT_EXIT if attempts.fitness.unfit else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rq.timeouts import JobTimeoutException
 
 from polyreel.errors import Cancelled, CheckpointUnavailable, EncodingFailed, OutOfMemory, PolyreelError
-from polyreel.job import VideoJob
+from polyreel.job import TIMEOUT_MESSAGE, VideoJob
 from workers.memory import chain
 
 #: How an allocation that failed is called, beside torch's own OutOfMemoryError: by the driver, by cuBLAS, by the CPU.
@@ -79,7 +79,7 @@ def is_device_error(err: BaseException) -> bool:
 def public(job: VideoJob, err: BaseException) -> tuple[str, str]:
     """Return the code and message of a failure, fit for the client."""
     if is_timeout(err):
-        return "timeout", "The job ran longer than this server allows (job_timeout_s)."
+        return "timeout", TIMEOUT_MESSAGE
     for kind, message in _PUBLIC.items():
         if isinstance(err, kind):
             return err.code, message.format(model=job.request.model)

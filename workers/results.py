@@ -10,7 +10,7 @@ import structlog
 
 from models import Video
 from polyreel.formats import formats
-from polyreel.job import Output, VideoJob
+from polyreel.job import Output, VideoJob, attempt_key
 from polyreel.request import OutputSpec
 from polyreel.storage import Storage
 
@@ -39,14 +39,14 @@ class Results:
         """
         return [_encode(video, spec, folder / f"{n}", about) for n, spec in enumerate(job.request.outputs)]
 
-    def store(self, job: VideoJob, paths: list[Path], video: Video) -> list[Output]:
-        """Put encoded files into the storage and describe them.
+    def store(self, job: VideoJob, fence: int, paths: list[Path], video: Video) -> list[Output]:
+        """Put encoded files where this attempt's belong, and describe them.
 
         Raises:
             StorageFailed: one could not be written; earlier ones are there.
         """
         return [
-            self._store(path, key, spec, video.frames.shape)
+            self._store(path, attempt_key(key, fence), spec, video.frames.shape)
             for path, key, spec in zip(paths, job.output_keys, job.request.outputs, strict=True)
         ]
 
@@ -65,9 +65,9 @@ class Results:
             sha256=_sha256(path),
         )
 
-    def discard(self, job: VideoJob) -> None:
-        """Remove the files that were stored before the job came to another end than success."""
-        for key in job.output_keys:
+    def discard(self, job: VideoJob, fence: int) -> None:
+        """Remove the files of an attempt that was not published."""
+        for key in (attempt_key(key, fence) for key in job.output_keys):
             try:
                 self.storage.delete(key)
             except Exception as err:  # the storage may be why the job failed

@@ -1,4 +1,4 @@
-"""Runs one job from its claim to its end: load, generate, encode, store, finish.
+"""Runs claimed jobs: read, prepare, generate in one call, hand the videos over to be finished.
 
 The record is the truth: every change goes through it with the fence of our claim, and when a change is refused (the
 job was cancelled, or given to another worker because we seemed dead) the rest of the work is dropped.
@@ -6,203 +6,266 @@ job was cancelled, or given to another worker because we seemed dead) the rest o
 
 from __future__ import annotations
 
-import tempfile
 import time
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import structlog
 
-from models import OnProgress, Progress
+from models import PreparedRequest
 from polyreel.admission import work
 from polyreel.errors import Cancelled, QueueUnavailable
-from polyreel.job import MAX_ATTEMPTS, JobStatus, VideoJob
+from polyreel.job import JobStatus, VideoJob
+from polyreel.leases import Claim
 from polyreel.queue import Queue
-from polyreel.records import redis_errors
+from polyreel.records import Records, redis_errors
 from polyreel.storage import Storage
 from workers.attempts import Attempts, timed
-from workers.failures import is_device_lost, public
+from workers.batch_sizes import BatchSizes
+from workers.failures import is_device_lost, is_timeout
+from workers.finisher import Finished, Finisher, fail
+from workers.keeping import Keeping
 from workers.memory import let_go
 from workers.prepare import Preparer
-from workers.receipt import metadata
+from workers.reports import Reports
 from workers.residency import Residency
 from workers.results import Results
 
 log = structlog.get_logger()
 
-#: Percent of a job's progress at which each stage begins; denoising fills its span step by step.
-_PROGRESS = {"generate": 5, "encode": 85, "store": 95}
+#: Wraps a call that must end in time; raises RQ's JobTimeoutException inside it.
+Limit = Callable[[], AbstractContextManager[object]]
+
+#: A job that was read, with what we may write of it.
+Taken = tuple[VideoJob, Claim]
 
 
 class JobRunner:
-    """Runs jobs one after the other in this process.
+    """Runs jobs in this process: generates in the caller's thread, and finishes beside the next call.
 
     Args:
-        queue: records and re-queueing.
+        queue: records and leases, with a client that waits for Redis to come back.
+        reports: records with a client that gives up soon, for progress.
+        keeping: keeps the leases.
         residency: the pipelines.
         storage: where files go.
         scratch: folder for files in the making, on a local disk.
         worker: this worker's name, as in its heartbeat.
         file_metadata: write each video's receipt into its files.
+        batch_sizes: what was measured on this machine.
 
     Attributes:
-        current: id of the job that is being run, "" between jobs; told in the heartbeat, read from its thread.
+        current: ids of the jobs in the pipeline, () between calls; told in the heartbeat, read from its thread.
+        last_model: catalogue name of the model that ran last, "" before the first.
         attempts: knows which models do not load, and whether this process may take another job.
     """
 
     def __init__(
         self,
         queue: Queue,
+        reports: Records,
+        keeping: Keeping,
         residency: Residency,
         storage: Storage,
         scratch: Path,
         worker: str,
         *,
         file_metadata: bool = True,
+        batch_sizes: BatchSizes | None = None,
     ) -> None:
         self.queue = queue
         self.records = queue.records
         self.residency = residency
-        self.scratch = scratch
         self.worker = worker
-        self.file_metadata = file_metadata
         self.preparer = Preparer(residency.catalogue, storage, residency.checkpoints)
-        self.attempts = Attempts(residency)
-        self.results = Results(storage)
-        self.current = ""
-        self._since = 0.0
+        self.attempts = Attempts(residency, batch_sizes)
+        self.current: tuple[str, ...] = ()
+        self.last_model = ""
+        self._reports = reports
+        self._keeping = keeping
+        self._model_since = 0.0
+        self._finisher = Finisher(
+            queue.records, Results(storage), scratch, worker, self._ended, file_metadata=file_metadata
+        )
 
-    def is_over(self, limit_s: float) -> bool:
-        """Return whether the job in progress has run for more than `limit_s` seconds."""
-        return bool(self.current) and time.monotonic() - self._since > limit_s
+    @property
+    def held_s(self) -> float:
+        """For how long this worker has run one model without a switch, seconds."""
+        return time.monotonic() - self._model_since if self.last_model else 0.0
 
-    def run(self, job_id: str) -> None:
-        """Claim and run a job; return without doing anything when it is not to be had (ended, or someone has it).
+    def run(self, claims: Sequence[Claim], limit: Limit = nullcontext) -> None:
+        """Run jobs of one claim to their ends; the files may still be in the making when this returns.
 
-        Expected failures end in the record and do not raise. A stop of the process (SystemExit) hands the job back
-        uncounted and goes on up. Afterwards `attempts.fitness` says whether another job may follow.
+        Expected failures end in the record and do not raise. A stop of the process (SystemExit) hands back uncounted
+        what is not done, and goes on up. Afterwards `attempts.fitness` says whether another job may follow.
+
+        Args:
+            claims: jobs of one model that may share a call, leased to this worker and known to its keeper.
+            limit: for the time that the call may take.
         """
-        self.current = job_id
-        self._since = time.monotonic()
         try:
-            stored = self.records.get(job_id)  # before the claim: a job that we cannot read stays free for who can
-            fence = self.records.claim(job_id, self.worker, time.time())
-            if fence == 0 or stored is None:
-                log.info("job not to be had", job_id=job_id)
-                return
-            with structlog.contextvars.bound_contextvars(job_id=job_id, model=stored.job.request.model):
-                self._run_to_its_end(stored.job, fence)
-        finally:
-            self.current = ""
-
-    def _run_to_its_end(self, job: VideoJob, fence: int) -> None:
-        try:
-            self._run_claimed(job, fence)
-        except Cancelled:
-            log.info("job dropped", reason="cancelled, or given to another worker")
-            now = self.records.get(job.id)
-            if now is not None and now.job.status is JobStatus.CANCELLED:  # else another worker stores these files
-                self.results.discard(job)
-        except QueueUnavailable:
-            # Nothing can be recorded. We stop having it (see `current`), so that it runs again when Redis is back.
-            log.error("job dropped", reason="the queue stayed away")
+            taken = [job for claim in claims if (job := self._read(claim))]
+            if taken:
+                model = taken[0][0].request.model
+                if model != self.last_model:
+                    self.last_model, self._model_since = model, time.monotonic()
+                self.current = tuple(claim.job_id for _, claim in taken)
+                with structlog.contextvars.bound_contextvars(model=model, **_named(taken)):
+                    self._run(taken, limit)
         except (SystemExit, KeyboardInterrupt) as stop:
-            # Only the record: RQ is about to mark its entry as failed, and `reconcile` makes a new one.
-            self.records.release(job.id, fence, counted=False)
-            log.info("job handed back")
+            self.hand_back()
             raise type(stop)() from None  # without the pipeline's frames, which RQ would print
-        except BaseException as err:
-            if is_device_lost(err):
-                self._hand_back(job, fence, err)
-            else:
-                self._fail(job, fence, err)
-                let_go(err)
-                self.attempts.recover(job.request.model, err)
+        finally:
+            self.current = ()
 
-    def _run_claimed(self, job: VideoJob, fence: int) -> None:
-        r = job.request
-        log.info("job started", num_frames=r.num_frames, height=r.height, width=r.width, steps=r.num_inference_steps)
+    def finish(self) -> None:
+        """Wait for the files in the making; a stop of the process hands them back."""
+        try:
+            self._finisher.wait()
+        except (SystemExit, KeyboardInterrupt):
+            self.hand_back()
+            raise
+
+    def hand_back(self) -> None:
+        """Give back every job that this worker has, not counted as an attempt, and finish nothing more."""
+        self._finisher.give_up()
+        for claim in self._keeping.claims:
+            self._release(claim, counted=False)
+            log.info("job handed back", job_id=claim.job_id)
+
+    def _read(self, claim: Claim) -> Taken | None:
+        try:
+            with redis_errors():
+                stored = self.records.get(claim.job_id)
+        except QueueUnavailable:
+            self._drop(claim, "the queue stayed away")
+            return None
+        except Exception as err:  # a record that no version of ours wrote
+            log.error("job failed", job_id=claim.job_id, code="unreadable", exc_info=err)
+            with suppress(QueueUnavailable), redis_errors():
+                message = "The record of this job cannot be read; submit it again."
+                self.records.advance(
+                    claim.job_id, claim.fence, JobStatus.FAILED, error_code="unreadable", error_message=message
+                )
+            self._keeping.let_go(claim.job_id)
+            return None
+        if stored is None or stored.job.status.is_terminal or stored.fence != claim.fence:
+            self._drop(claim, "it has ended, or belongs to another worker")
+            return None
+        return stored.job, claim
+
+    def _run(self, taken: list[Taken], limit: Limit) -> None:
         timings: dict[str, float] = {}
-        with timed(timings, "load"):
-            prepared = self.preparer.prepare(r)
-        video, facts = self.attempts.make(
-            prepared, lambda: self._start(job, fence), self._on_progress(job, fence), timings
+        reports = Reports(self._reports, self._keeping, self.worker, [claim for _, claim in taken])
+        try:
+            with limit(), timed(timings, "load"):
+                prepared = self._prepare(taken)
+                if not taken:
+                    return
+                self._say_started(taken)
+            was_loaded = taken[0][0].request.model in self.residency.loaded
+            with limit():
+                made = self.attempts.make_all(prepared, reports.start, reports.step, timings)
+        except Cancelled:
+            self._end_dropped(taken)
+            return
+        except Exception as err:
+            self._end_all(taken, err)
+            return
+        self._keeping.untimed()
+        if not was_loaded:
+            with suppress(QueueUnavailable), redis_errors():
+                self.queue.leases.learn_swap(taken[0][0].request.model, timings["load"])
+        share = {stage: seconds / len(taken) for stage, seconds in timings.items()}
+        videos = []
+        for (job, claim), one in zip(taken, made, strict=True):
+            if claim in reports.dropped:
+                self._end_dropped([(job, claim)])
+            elif isinstance(one, Exception):
+                self._end_all([(job, claim)], one)
+            else:
+                video, facts = one
+                videos.append(Finished(job, claim, video, facts, share | video.seconds))
+        self._finisher.hand(videos)
+
+    def _prepare(self, taken: list[Taken]) -> list[PreparedRequest]:
+        """Bring to hand what the requests refer to; those that cannot be prepared fail and leave `taken`."""
+        prepared = []
+        for job, claim in list(taken):
+            try:
+                prepared.append(self.preparer.prepare(job.request))
+            except Exception as err:
+                if is_timeout(err):
+                    raise
+                taken.remove((job, claim))
+                self._end_all([(job, claim)], err)
+        return prepared
+
+    def _say_started(self, taken: list[Taken]) -> None:
+        r = taken[0][0].request
+        log.info(
+            "job started",
+            num_frames=r.num_frames,
+            height=r.height,
+            width=r.width,
+            steps=r.num_inference_steps,
+            **({"batch_size": len(taken)} if len(taken) > 1 else {}),
         )
-        timings |= video.seconds
-        self._advance(job, fence, JobStatus.ENCODING, progress=_PROGRESS["encode"], stage="encoding", timings=timings)
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            with timed(timings, "encode"):
-                about = metadata(facts) if self.file_metadata else None
-                paths = self.results.encode(job, video, Path(folder), about)
-            self._advance(job, fence, JobStatus.UPLOADING, progress=_PROGRESS["store"], timings=timings)
-            with timed(timings, "store"):
-                outputs = self.results.store(job, paths, video)
-        self._advance(
-            job,
-            fence,
-            JobStatus.SUCCEEDED,
-            progress=100,
-            stage="",
-            timings={stage: round(seconds, 3) for stage, seconds in timings.items()},
-            receipt=facts,
-            outputs=[{name: getattr(output, name) for name in output.__slots__} for output in outputs],
-            ended_at=time.time(),
-        )
-        self.attempts.fitness.job_succeeded()
-        if "after_out_of_memory" not in facts:  # else it was slower than the next one will be
-            self._learn(job, timings)
-        log.info("job succeeded", **{f"{stage}_s": round(seconds, 3) for stage, seconds in timings.items()})
 
-    def _start(self, job: VideoJob, fence: int) -> None:
-        self._advance(job, fence, JobStatus.RUNNING, progress=_PROGRESS["generate"], stage="")
+    def _end_all(self, taken: Sequence[Taken], err: BaseException) -> None:
+        """Bring jobs to their end whose call failed as a whole."""
+        model = taken[0][0].request.model
+        if is_device_lost(err):
+            self.attempts.fitness.unfit = "the device does not answer in this process any more"
+            log.critical("jobs handed back", reason=self.attempts.fitness.unfit, exc_info=err)
+            for _, claim in taken:  # counted: one of them may be what takes the device down
+                self._release(claim, counted=True)
+            return
+        if is_timeout(err) and len(taken) > 1:
+            log.warning("batch over its time, its jobs run alone", batch_size=len(taken))
+            for _, claim in taken:  # counted, since a job that was tried before is never batched
+                self._release(claim, counted=True)
+        else:
+            for job, claim in taken:
+                fail(self.records, job, claim, self.worker, err)
+                self._keeping.let_go(claim.job_id)
+        let_go(err)
+        self._keeping.untimed()
+        self.attempts.recover(model, err)
 
-    def _advance(self, job: VideoJob, fence: int, status: JobStatus, **fields: object) -> None:
-        with redis_errors():
-            is_ours = self.records.advance(job.id, fence, status, **fields)
-        if not is_ours:
-            raise Cancelled("The job ended, or belongs to another worker now.")
+    def _end_dropped(self, taken: Sequence[Taken]) -> None:
+        for _, claim in taken:
+            self._drop(claim, "cancelled, or given to another worker")
 
-    def _on_progress(self, job: VideoJob, fence: int) -> OnProgress:
-        start, end = _PROGRESS["generate"], _PROGRESS["encode"]
+    def _drop(self, claim: Claim, reason: str) -> None:
+        log.info("job dropped", job_id=claim.job_id, reason=reason)
+        self._keeping.let_go(claim.job_id)
 
-        def report(progress: Progress) -> None:
-            self._advance(
-                job,
-                fence,
-                JobStatus.RUNNING,
-                stage=progress.stage,
-                step=progress.step,
-                total_steps=progress.total_steps,
-                progress=int(start + (end - start) * progress.share),
-            )
+    def _release(self, claim: Claim, *, counted: bool) -> None:
+        self._keeping.let_go(claim.job_id)  # first: a renewal after the release would take the job again
+        with suppress(QueueUnavailable), redis_errors():  # else its lease runs out
+            self.records.release(claim.job_id, claim.fence, counted=counted)
 
-        return report
+    def _ended(self, made: Finished, succeeded: bool) -> None:
+        """Note the end of a job; called in the finisher's thread."""
+        self._keeping.let_go(made.job.id)
+        if succeeded:
+            self.attempts.fitness.job_succeeded()
+            if "after_out_of_memory" not in made.facts:  # else it was slower than the next one will be
+                self._learn(made)
 
-    def _learn(self, job: VideoJob, timings: dict[str, float]) -> None:
+    def _learn(self, made: Finished) -> None:
+        timings, request = made.timings, made.job.request
         taken = sum(timings[stage] for stage in ("load", "generate", "encode", "store"))
         denoising = timings.get("denoising", 0.0)
-        rest = taken - timings["load"] - denoising
-        rates = work(self.residency.catalogue[job.request.model], job.request).rates(denoising, rest)
+        rest = max(0.0, taken - timings["load"] - denoising)
+        rates = work(self.residency.catalogue[request.model], request).rates(denoising, rest)
         with suppress(QueueUnavailable), redis_errors():  # the job has ended well; a mean is not worth its failure
-            self.records.learn_seconds(job.request.model, taken, rates)
+            self.records.learn_seconds(request.model, taken, rates)
 
-    def _fail(self, job: VideoJob, fence: int, err: BaseException) -> None:
-        code, message = public(job, err)
-        log.error("job failed", code=code, reason=str(err), exc_info=err if code == "internal_error" else err.__cause__)
-        if self.records.advance(
-            job.id, fence, JobStatus.FAILED, error_code=code, error_message=message, ended_at=time.time()
-        ):
-            self.results.discard(job)
 
-    def _hand_back(self, job: VideoJob, fence: int, err: BaseException) -> None:
-        """Leave the job to the next worker, counted as an attempt: it may be what takes the device down."""
-        self.attempts.fitness.unfit = "the device does not answer in this process any more"
-        log.critical("job handed back", reason=self.attempts.fitness.unfit, exc_info=err)
-        stored = self.records.get(job.id)
-        if stored is not None and stored.job.attempts >= MAX_ATTEMPTS:
-            self.records.give_up(replace(stored, fence=fence))
-        else:
-            # Only the record, as at a stop.
-            self.records.release(job.id, fence, counted=True)
+def _named(taken: Sequence[Taken]) -> dict[str, object]:
+    """Return what log lines are to say of the jobs in a call."""
+    ids = [claim.job_id for _, claim in taken]
+    return {"job_id": ids[0]} if len(ids) == 1 else {"job_ids": ids}

@@ -68,9 +68,10 @@ end
 if not model then return {} end
 
 local ready, first = 'polyreel:ready:' .. model, heads[model].id
-local r = redis.call('HMGET', job_key(first), 'batch_key', 'pixels', 'tag')
+local r = redis.call('HMGET', job_key(first), 'batch_key', 'pixels', 'tag', 'attempts')
 local limit = 1
-if r[1] and r[1] ~= '' then
+-- A job that was tried before may be what took its worker down: it runs alone, or it would take others down with it.
+if r[1] and r[1] ~= '' and tonumber(r[4] or '0') == 0 then
   -- what was measured of the smallest size that is at least as large; nothing measured is one at a time
   for _, size in ipairs(terms.batches[model] or {}) do
     if size[1] >= tonumber(r[2]) then limit = size[2] break end
@@ -80,8 +81,9 @@ local ids = {first}
 if limit > 1 then
   for _, id in ipairs(redis.call('ZRANGE', ready, 0, 255)) do
     if #ids >= limit then break end
-    local f = redis.call('HMGET', job_key(id), 'batch_key', 'claimable', 'status', 'schema')
-    if id ~= first and f[1] == r[1] and f[2] == '1' and not is_over(f[3]) and tonumber(f[4] or '1') <= terms.schema then
+    local f = redis.call('HMGET', job_key(id), 'batch_key', 'claimable', 'status', 'schema', 'attempts')
+    if id ~= first and f[1] == r[1] and f[2] == '1' and not is_over(f[3]) and tonumber(f[4] or '1') <= terms.schema
+      and tonumber(f[5] or '0') == 0 then
       ids[#ids + 1] = id
     end
   end

@@ -1,0 +1,255 @@
+"""The worker's keeper: a small process beside it that keeps its leases while the worker computes.
+
+A call into a native library may hold Python's lock for longer than a lease lasts, so no thread of the worker could be
+trusted to renew it. The keeper renews and beats for as long as the worker lives and is not stopped; it takes jobs from
+other workers that have died; it ends its own worker when a job is over its time and does not heed the timer; and when
+the worker dies, it gives its jobs back at once.
+
+It reads lines of JSON from the worker (`State`), and writes one when jobs are lost: `{"lost": [[job id, fence], ...]}`.
+The end of its input is the end of the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from polyreel.job import TIMEOUT_MESSAGE, JobStatus
+from polyreel.leases import Claim, Leases
+from polyreel.logs import configure_logs
+from polyreel.processes import start_as
+from polyreel.records import Records, connect
+
+log = structlog.get_logger()
+
+#: Seconds between two heartbeats at most; a worker is shown as gone after `polyreel.records.HEARTBEAT_TTL_S`.
+BEAT_S = 3.0
+
+#: Seconds between two repairs, over all keepers of one Redis.
+REPAIR_S = 30.0
+
+#: How much longer than its limit a job may take to heed the timer, seconds.
+OVERTIME_S = 5.0
+
+#: How long a keeper tries to give back the jobs of its dead worker, seconds; after that their leases run out.
+_FAREWELL_S = 10.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The first line that a keeper reads.
+
+    Args:
+        url: of Redis; it may hold a password, so it is not an argument.
+        worker: name of the worker.
+        parent: its process id.
+        retention_s, lease_s: as in the settings.
+        log_level: likewise.
+    """
+
+    url: str
+    worker: str
+    parent: int
+    retention_s: float
+    lease_s: float
+    log_level: str = "info"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a worker is doing; each line replaces the one before.
+
+    Args:
+        about: what its heartbeat says.
+        claims: job id and fence of every job that it has.
+        timed: the jobs among them whose time is limited; when it is up, they fail and the worker ends.
+        limit_s: seconds from now that they may take, None for no limit.
+        is_leaving: True in the last line: the worker has given back or finished what it had.
+    """
+
+    about: dict[str, Any] = field(default_factory=dict)  # Any: JSON
+    claims: list[tuple[str, int]] = field(default_factory=list)
+    timed: list[tuple[str, int]] = field(default_factory=list)
+    limit_s: float | None = None
+    is_leaving: bool = False
+
+    def to_line(self) -> bytes:
+        """Return the line that says so."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+class Keeper:
+    """Keeps one worker's leases.
+
+    Args:
+        setup: whose.
+        tell: called with the claims that the worker has lost.
+    """
+
+    def __init__(self, setup: Setup, tell: Callable[[list[Claim]], None]) -> None:
+        client = connect(setup.url, patient=False)
+        self.setup = setup
+        self.leases = Leases(client, retention_s=setup.retention_s, lease_s=setup.lease_s)
+        self.records = Records(client, setup.retention_s, setup.lease_s)
+        self.state = State()
+        self._tell = tell
+        self._lost: set[Claim] = set()
+        self._deadline: float | None = None
+        every = self.leases.renew_s
+        self._due = {"beat": 0.0, "renew": 0.0, "reap": 0.0, "repair": 0.0}
+        self._every = {"beat": min(BEAT_S, every), "renew": every, "reap": every, "repair": REPAIR_S}
+        self._is_away = False
+
+    def take(self, line: bytes) -> None:
+        """Read a line of the worker's."""
+        self.state = State(**json.loads(line))
+        self._deadline = None if self.state.limit_s is None else time.monotonic() + self.state.limit_s
+        self._lost &= {Claim(job_id, fence) for job_id, fence in self.state.claims}
+        self._due["beat"] = 0.0  # what it says is new
+
+    def pause_s(self) -> float:
+        """Return how long there is nothing to do."""
+        moments = [*self._due.values(), *([self._deadline] if self._deadline else [])]
+        return min(1.0, max(0.0, min(moments) - time.monotonic()))
+
+    def tick(self) -> None:
+        """Do what is due."""
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._end_the_worker()
+        if _is_stopped(self.setup.parent):
+            return  # a worker that stands still holds up nobody: its leases run out
+        now = time.monotonic()
+        for task in [task for task, due in self._due.items() if due <= now]:
+            self._due[task] = now + self._every[task]
+            try:
+                getattr(self, f"_{task}")()
+                if self._is_away:
+                    log.info("queue is back")
+                self._is_away = False
+            except Exception as err:  # a keeper outlives any trouble with Redis
+                if not self._is_away:
+                    log.warning("queue does not answer", reason=str(err))
+                self._is_away = True
+                # At once when it is back: after an outage leases are short.
+                self._due[task] = time.monotonic() + min(0.5, self._every[task])
+                return
+
+    def _beat(self) -> None:
+        self.leases.beat(self.setup.worker, self.state.about)
+
+    def _renew(self) -> None:
+        claims = [Claim(job_id, fence) for job_id, fence in self.state.claims]
+        claims = [claim for claim in claims if claim not in self._lost]
+        if not claims:
+            return
+        said = self.leases.renew(self.setup.worker, claims)
+        lost = [claim for claim, word in zip(claims, said, strict=True) if word != "ok"]
+        if lost:
+            self._lost.update(lost)
+            self._tell(lost)
+
+    def _reap(self) -> None:
+        for job_id, status in self.leases.reap().items():
+            log.warning("job taken from a dead worker", job_id=job_id, status=status)
+
+    def _repair(self) -> None:
+        # One of all keepers; who comes too late does so in the next round.
+        if self.leases.client.set("polyreel:repairing", self.setup.worker, nx=True, ex=max(1, int(REPAIR_S * 0.8))):
+            for job_id, what in self.leases.repair().items():
+                log.warning("job repaired", job_id=job_id, done=what)
+
+    def _end_the_worker(self) -> None:
+        log.critical("worker ends", reason="the job in progress is over its time inside a native call")
+        for job_id, fence in self.state.timed:
+            with suppress(Exception):  # Redis is away: it runs again elsewhere, and comes to the same end there
+                self.records.advance(
+                    job_id, fence, JobStatus.FAILED, error_code="timeout", error_message=TIMEOUT_MESSAGE
+                )
+        self._deadline = None
+        os.kill(self.setup.parent, signal.SIGKILL)  # nothing gentler reaches a process that does not run Python
+
+    def farewell(self) -> None:
+        """Say that the worker has gone; give back what it had if it did not say so itself."""
+        deadline = time.monotonic() + _FAREWELL_S
+        while True:
+            try:
+                if self.state.is_leaving:
+                    self.leases.leave(self.setup.worker)
+                    return
+                for job_id, status in self.leases.expire_worker(self.setup.worker).items():
+                    log.warning("job taken from a dead worker", job_id=job_id, status=status)
+                return
+            except Exception as err:
+                if time.monotonic() > deadline:
+                    log.warning("worker not signed off", reason=str(err))
+                    return
+                time.sleep(0.2)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a process was stopped by a signal; False where the system does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except OSError:
+        return False
+
+
+def main() -> int:
+    """Keep a worker's leases until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its worker, whatever the terminal says
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pipe = sys.stdin.buffer.raw if hasattr(sys.stdin.buffer, "raw") else sys.stdin.buffer
+    buffer = b""
+
+    def read() -> list[bytes] | None:
+        nonlocal buffer
+        chunk = os.read(pipe.fileno(), 65536)
+        if not chunk:
+            return None
+        *lines, buffer = (buffer + chunk).split(b"\n")
+        return lines
+
+    lines: list[bytes] = []
+    while not lines:
+        found = read()
+        if found is None:
+            return 0
+        lines = found
+    setup = Setup(**json.loads(lines.pop(0)))
+    start_as("polyreel keeper", None)
+    configure_logs(setup.log_level, "keeper")
+
+    def tell(lost: list[Claim]) -> None:
+        said = {"lost": [(claim.job_id, claim.fence) for claim in lost]}
+        with suppress(OSError):  # the worker has just ended, which the next read says
+            sys.stdout.buffer.write(json.dumps(said).encode() + b"\n")
+            sys.stdout.buffer.flush()
+
+    keeper = Keeper(setup, tell)
+    while os.getppid() == setup.parent:
+        for line in lines:
+            keeper.take(line)
+        keeper.tick()
+        lines = []
+        if select.select([pipe], [], [], keeper.pause_s())[0]:
+            found = read()
+            if found is None:
+                break
+            lines = found
+    keeper.farewell()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
