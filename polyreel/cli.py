@@ -14,6 +14,7 @@ from rich.table import Table
 
 from polyreel import __version__
 from polyreel.errors import ConfigurationError
+from polyreel.gpus import Place, places
 from polyreel.processes import command
 from polyreel.settings import Loaded, Settings, load_settings
 
@@ -36,6 +37,8 @@ StateDirOption = Annotated[
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on (default 127.0.0.1).")]
 PortOption = Annotated[int | None, typer.Option("--port", help="Port to listen on (default 8000).")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="torch device: auto, cpu, cuda, cuda:1 …")]
+GpusOption = Annotated[str | None, typer.Option("--gpus", help="GPUs that get a worker each: all, none, 0,1,3.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Worker processes per GPU (default 1).")]
 
 
 @app.command()
@@ -44,15 +47,19 @@ def up(
     state_dir: StateDirOption = None,
     host: HostOption = None,
     port: PortOption = None,
+    gpus: GpusOption = None,
+    workers: WorkersOption = None,
 ) -> None:
-    """Start everything: queue, API and a worker, supervised, until Ctrl-C."""
+    """Start everything: queue, API and a worker per GPU, supervised, until Ctrl-C."""
     import setproctitle
 
     from polyreel.supervisor import Supervisor
 
-    settings = load_settings(config, state_dir=state_dir, host=host, port=port).settings
+    given = {"state_dir": state_dir, "host": host, "port": port, "gpus": gpus, "workers": workers}
+    settings = load_settings(config, **given).settings
     setproctitle.setproctitle("polyreel up")
-    raise typer.Exit(Supervisor(settings, _flags(config=config, state_dir=state_dir)).run())
+    flags = _flags(config=config, state_dir=state_dir)
+    raise typer.Exit(Supervisor(settings, flags, _places("polyreel up", settings)).run())
 
 
 @app.command()
@@ -67,9 +74,27 @@ def serve(
 
 
 @app.command()
-def worker(config: ConfigOption = None, state_dir: StateDirOption = None, device: DeviceOption = None) -> None:
-    """Start a worker alone; it needs REDIS_URL."""
-    _become("worker", _flags(config=config, state_dir=state_dir, device=device))
+def worker(
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    device: DeviceOption = None,
+    gpus: GpusOption = None,
+    workers: WorkersOption = None,
+    supervise: Annotated[bool, typer.Option("--supervise", help="Restart even a single worker when it dies.")] = False,
+) -> None:
+    """Start a worker per GPU; they need REDIS_URL. Several are restarted when they die."""
+    settings = load_settings(config, state_dir=state_dir, device=device, gpus=gpus, workers=workers).settings
+    flags = _flags(config=config, state_dir=state_dir, device=device)
+    where = _places("polyreel worker", settings)
+    if len(where) == 1 and not supervise:  # in place: what started us sees its signals and its exit code
+        os.environ.update(where[0].environment)
+        _become("worker", flags)
+    import setproctitle
+
+    from polyreel.supervisor import Supervisor
+
+    setproctitle.setproctitle("polyreel workers")
+    raise typer.Exit(Supervisor(settings, flags, where, workers_only=True).run())
 
 
 @app.command()
@@ -173,6 +198,11 @@ def _flags(**values: object) -> list[str]:
         if value is not None
         for one in (value if isinstance(value, list) else [value])
     ]
+
+
+def _places(title: str, settings: Settings) -> list[Place]:
+    """Return where the workers of this machine run, see `polyreel.gpus.places`."""
+    return places(settings, os.environ, lambda text: typer.echo(f"{title}: {text}", err=True))
 
 
 def _become(process: str, arguments: list[str]) -> None:
