@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 ConfigOption = Annotated[
     str | None, typer.Option("--config", help="A YAML file, or a shipped profile: tiny (default), gpu, team.")
@@ -153,6 +155,21 @@ def pull(
     switches = {"--all": everything, "--update": update, "--verify": verify}
     flags = _flags(config=config, state_dir=state_dir)
     _become("pull", [*flags, *(name for name, on in switches.items() if on), "--", *(names or [])])
+
+
+@bench_app.command("batch")
+def bench_batch(
+    model: Annotated[str, typer.Argument(help="A catalogue name.")],
+    size: Annotated[list[str] | None, typer.Option(help="FRAMESxHEIGHTxWIDTH; default: the model's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the model's.")] = None,
+    repeat: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 3,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Measure what sharing a call gains, per size; workers batch jobs by it."""
+    flags = _flags(size=size, steps=steps, repeat=repeat, config=config, state_dir=state_dir, device=device)
+    _become("bench batch", [*flags, "--", model])
 
 
 @config_app.command("show")

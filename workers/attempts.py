@@ -123,10 +123,11 @@ class Attempts:
             # Outside of the handler: until then the error keeps what it failed over alive.
             if failure is not None:
                 next_size = self._next_size(failure, batch)
-                forget_locals(failure)
                 if next_size:
+                    let_go(failure)
                     free_memory()
                 else:
+                    forget_locals(failure)
                     ended = [failure] * len(batch)
                 if next_size == 1:
                     alone_until = len(made) + len(batch)
