@@ -45,15 +45,13 @@ class Wishes:
     Args:
         models: catalogue names that it serves.
         resident: those in its memory.
-        current: the one that it ran last, "" for none.
-        held_s: for how long it has run `current` without a switch, seconds.
+        held_s: seconds since it last loaded a model.
         swap_s: measured seconds that loading a model takes.
         batches: model to pairs of (pixels of a job, how many of that size may share a call), the smallest size first.
     """
 
     models: Sequence[str]
     resident: Sequence[str] = ()
-    current: str = ""
     held_s: float = 0.0
     swap_s: Mapping[str, float] = field(default_factory=dict)
     batches: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
@@ -97,7 +95,6 @@ class Leases:
             "claim": uuid.uuid4().hex,
             "models": list(wishes.models),
             "resident": list(wishes.resident),
-            "current": wishes.current,
             "held_s": wishes.held_s,
             "swap_s": dict(wishes.swap_s),
             "batches": {model: [list(pair) for pair in sizes] for model, sizes in wishes.batches.items()},

@@ -136,7 +136,7 @@ def _work(options: argparse.Namespace) -> int:
         return [model for model in settings.catalogue.models if model not in attempts.unavailable]
 
     def claim() -> list[Claim]:
-        wishes = Wishes(models(), residency.loaded, runner.last_model, runner.held_s, swap_s, batch_sizes.limits())
+        wishes = Wishes(models(), residency.loaded, runner.held_s, swap_s, batch_sizes.limits())
         return queue.leases.claim(name, wishes)
 
     def run(claims: Sequence[Claim]) -> None:

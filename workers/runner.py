@@ -57,7 +57,6 @@ class JobRunner:
 
     Attributes:
         current: ids of the jobs in the pipeline, () between calls; told in the heartbeat, read from its thread.
-        last_model: catalogue name of the model that ran last, "" before the first.
         attempts: knows which models do not load, and whether this process may take another job.
     """
 
@@ -81,18 +80,17 @@ class JobRunner:
         self.preparer = Preparer(residency.catalogue, storage, residency.checkpoints)
         self.attempts = Attempts(residency, batch_sizes)
         self.current: tuple[str, ...] = ()
-        self.last_model = ""
         self._reports = reports
         self._keeping = keeping
-        self._model_since = 0.0
+        self._loaded_at = 0.0
         self._finisher = Finisher(
             queue.records, Results(storage), scratch, worker, self._ended, file_metadata=file_metadata
         )
 
     @property
     def held_s(self) -> float:
-        """For how long this worker has run one model without a switch, seconds."""
-        return time.monotonic() - self._model_since if self.last_model else 0.0
+        """Seconds since this worker last loaded a model."""
+        return time.monotonic() - self._loaded_at
 
     def run(self, claims: Sequence[Claim], limit: Limit = nullcontext) -> None:
         """Run jobs of one claim to their ends; the files may still be in the making when this returns.
@@ -107,11 +105,8 @@ class JobRunner:
         try:
             taken = [job for claim in claims if (job := self._read(claim))]
             if taken:
-                model = taken[0][0].request.model
-                if model != self.last_model:
-                    self.last_model, self._model_since = model, time.monotonic()
                 self.current = tuple(claim.job_id for _, claim in taken)
-                with structlog.contextvars.bound_contextvars(model=model, **_named(taken)):
+                with structlog.contextvars.bound_contextvars(model=taken[0][0].request.model, **_named(taken)):
                     self._run(taken, limit)
         except (SystemExit, KeyboardInterrupt) as stop:
             self.hand_back()
@@ -175,8 +170,9 @@ class JobRunner:
             return
         self._keeping.untimed()
         if not was_loaded:
+            self._loaded_at = time.monotonic() - timings.get("generate", 0.0)
             with suppress(QueueUnavailable), redis_errors():
-                self.queue.leases.learn_swap(taken[0][0].request.model, timings["load"])
+                self.queue.leases.learn_swap(taken[0][0].request.model, timings.get("load", 0.0))
         share = {stage: seconds / len(taken) for stage, seconds in timings.items()}
         videos = []
         for (job, claim), one in zip(taken, made, strict=True):

@@ -33,38 +33,30 @@ for i = 1, #residents, 2 do
 end
 
 -- The rule is polyreel.scheduling.choose, where it is explained; a test holds the two together.
-local resident = set(terms.resident)
-local rule = terms.rule
-local heads, current, best, overdue = {}, nil, nil, nil
+local resident, rule = set(terms.resident), terms.rule
+local heads, at_hand, due, free = {}, nil, nil, nil
 
-local function swap_s(model)
-  if resident[model] then return 0 end
-  return terms.swap_s[model] or rule.default_swap_s
-end
-
-local function longer(a, b) -- has `a` waited longer than `b`?
-  return not b or heads[a].waited > heads[b].waited or (heads[a].waited == heads[b].waited and a < b)
+local function longest(model, other) -- of two models, either may be nil, the one whose head has waited longer
+  if not other then return model end
+  local a, b = heads[model].waited, heads[other].waited
+  return (a > b or (a == b and model < other)) and model or other
 end
 
 for _, model in ipairs(terms.models) do
   local id, waited = head(model)
   if id then
     heads[model] = {id = id, waited = waited}
-    if model == terms.current then current = model
+    if resident[model] then at_hand = longest(model, at_hand)
     else
-      local is_warm = warm[model] and not resident[model]
-      if waited > rule.max_wait_s * (is_warm and rule.peer_factor or 1) and longer(model, overdue) then overdue = model end
-      if (not is_warm or waited >= rule.grace_swaps * swap_s(model))
-        and (not best or (resident[model] and not resident[best])
-          or ((resident[model] or false) == (resident[best] or false) and longer(model, best))) then best = model end
+      local loading_s = terms.swap_s[model] or rule.default_swap_s
+      local patience_s = rule.max_wait_s * (warm[model] and rule.peer_factor or 1)
+      if waited > patience_s and terms.held_s >= rule.quantum_swaps * loading_s then due = longest(model, due) end
+      if not warm[model] or waited >= rule.grace_swaps * loading_s then free = longest(model, free) end
     end
   end
 end
-local model = best
-if current then
-  model = current
-  if overdue and terms.held_s >= rule.quantum_swaps * swap_s(overdue) then model = overdue end
-end
+local model = at_hand or free
+if due and (not at_hand or heads[due].waited > heads[at_hand].waited) then model = due end
 if not model then return {} end
 
 local ready, first = 'polyreel:ready:' .. model, heads[model].id
