@@ -130,9 +130,13 @@ class TooManyJobs(PolyreelError):
 
 
 class NotCancellable(PolyreelError):
-    """Raised when it is too late to cancel a job."""
+    """Raised when it is too late to cancel a job; `reason` is "succeeded", "failed" or "finishing"."""
 
     code = "not_cancellable"
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class QueueUnavailable(PolyreelError):

@@ -12,8 +12,6 @@ import time
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from polyreel.storage import Storage
-
 
 @dataclass(frozen=True)
 class LinkSigner:
@@ -41,6 +39,13 @@ class LinkSigner:
         return good and int(exp) > (time.time() if now is None else now)
 
 
-def file_url(storage: Storage, signer: LinkSigner, base_url: str, key: str, expires_at: float) -> str:
-    """Return an absolute link to a stored (or future) file: the backend's own, or ours under `base_url`."""
-    return storage.url(key, expires_at) or base_url + signer.path(key, expires_at)
+def file_url(signer: LinkSigner, base_url: str, key: str, expires_at: float) -> str:
+    """Return an absolute link under `base_url` to a stored or future file.
+
+    Always ours, also where the storage has web addresses of its own: a link is given before anybody knows which attempt
+    will make the file, so our route looks that up and leads on to where it lies.
+
+    Args:
+        key: public key, of `VideoJob.output_keys`.
+    """
+    return base_url + signer.path(key, expires_at)

@@ -19,7 +19,14 @@ from starlette.routing import Match
 
 import polyreel
 from polyreel.catalogue import Catalogue
-from polyreel.errors import ConfigurationError, MethodNotAllowed, PolyreelError, UnknownRoute, did_you_mean
+from polyreel.errors import (
+    ConfigurationError,
+    MethodNotAllowed,
+    PolyreelError,
+    QueueUnavailable,
+    UnknownRoute,
+    did_you_mean,
+)
 from polyreel.formats import formats
 from polyreel.keys import ApiKeys
 from polyreel.links import LinkSigner
@@ -29,6 +36,7 @@ from polyreel.settings import Settings, explain
 from polyreel.storage import Storage, connect_storage
 from server import files, health, metrics
 from server.dialects import Dialect, dialects
+from server.edge import Edge, refused
 from server.services import Services, connect_reader
 
 log = structlog.get_logger()
@@ -79,6 +87,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     app.state.services = shared
     formats()  # imported now, and not by the first request
     app.state.dialect_settings = _dialect_settings(settings, shared.catalogue)
+    app.add_middleware(Edge)
     app.include_router(health.router)
     app.include_router(files.router)
     app.include_router(metrics.router)
@@ -122,10 +131,12 @@ def dialect_of(path: str) -> Dialect | None:
 
 async def _render(request: Request, err: Exception) -> Response:
     assert isinstance(err, PolyreelError)  # noqa: S101 Starlette calls a handler only for its own class
+    refused(request, err)
     dialect = dialect_of(request.url.path)
     if dialect is None:
-        status = {UnknownRoute: 404, MethodNotAllowed: 405}.get(type(err), 500)
-        return JSONResponse({"error": err.message}, status_code=status)
+        status = {UnknownRoute: 404, MethodNotAllowed: 405, QueueUnavailable: 503}.get(type(err), 500)
+        headers = {"Retry-After": "5"} if status == 503 else {}
+        return JSONResponse({"error": err.message}, status, headers)
     return dialect.render_error(err, request.app.state.dialect_settings[dialect.name])
 
 
@@ -143,8 +154,11 @@ async def _render_framework_error(request: Request, err: Exception) -> Response:
 
 
 async def _render_nothing(_request: Request, _err: Exception) -> Response:
-    """The client hung up while it sent its body: there is nobody to answer, and nothing went wrong here."""
-    return Response(status_code=400)
+    """The client hung up while it sent its body or waited: there is nobody to answer, and nothing went wrong here.
+
+    499 is what proxies log for it; it is in no standard, and nobody receives it.
+    """
+    return Response(status_code=499)
 
 
 async def _render_crash(request: Request, err: Exception) -> Response:

@@ -1,4 +1,7 @@
-"""`GET /files/{key}`: serves a stored file to whoever holds its signed link. HEAD and Range work as players expect."""
+"""`GET /files/{key}`: serves the file of a job to whoever holds its signed link. HEAD and Range work as players expect.
+
+A link names the job's file; which attempt made it, the record says (`server.published`).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from polyreel.errors import StorageFailed
+from polyreel.errors import QueueUnavailable, StorageFailed
 from polyreel.formats import formats
 from polyreel.storage import Storage
 from polyreel.storage.local import LocalStorage
@@ -22,17 +25,24 @@ _CHUNK = 256 * 1024
 
 @router.api_route("/files/{key:path}", methods=["GET", "HEAD"])
 async def get_file(request: Request, key: str, exp: str = "", sig: str = "") -> Response:
-    """Serve a file: 403 for a link that is altered or has expired, 404 while the file does not exist (yet)."""
+    """Serve a file, or lead to where the storage does.
+
+    403 for a link that is altered or has expired, 404 while the file does not exist (yet), 503 when Redis is away and
+    this process has not served the file before.
+    """
     shared = services(request)
     if not shared.signer.is_valid(key, exp, sig):
         return JSONResponse({"error": "This link is not valid, or has expired."}, status_code=403)
     try:
-        return await run_in_threadpool(_respond, request, shared.storage, key)
+        stored_key = await shared.published.storage_key(key, shared.record)
+        return await run_in_threadpool(_respond, request, shared.storage, stored_key, float(exp))
     except StorageFailed:
         return JSONResponse({"error": "The file is not there yet, or not any more."}, status_code=404)
+    except QueueUnavailable as err:
+        return JSONResponse({"error": err.message}, status_code=503, headers={"Retry-After": "5"})
 
 
-def _respond(request: Request, storage: Storage, key: str) -> Response:
+def _respond(request: Request, storage: Storage, key: str, expires_at: float) -> Response:
     headers = {
         "Content-Disposition": "inline",
         "X-Content-Type-Options": "nosniff",
@@ -43,6 +53,10 @@ def _respond(request: Request, storage: Storage, key: str) -> Response:
         raise StorageFailed("No such file.")
     if isinstance(storage, LocalStorage):
         return FileResponse(storage.path(key), media_type=_media_type(key), headers=headers)
+    # HEAD is answered here: a bucket signs its links for GET alone.
+    elsewhere = None if request.method == "HEAD" else storage.url(key, expires_at)
+    if elsewhere is not None:
+        return RedirectResponse(elsewhere, 307, headers={"Cache-Control": "no-store"})
     headers["Content-Length"] = str(size)
     content = iter(()) if request.method == "HEAD" else _chunks(storage.open(key))
     return StreamingResponse(content, media_type=_media_type(key), headers=headers)

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from polyreel import metrics
 from polyreel.job import JobStatus
-from polyreel.records import OPEN, SECONDS, redis_errors
+from polyreel.records import OPEN, SECONDS
 from server.services import services
 
 router = APIRouter()
@@ -26,7 +26,7 @@ async def get_metrics(request: Request) -> Response:
     """Answer in Prometheus' text format; 503 in the fallback dialect's shape while Redis is away."""
     shared = services(request)
     workers = len(await shared.workers())
-    with redis_errors():
+    async with shared.gate.asking():
         counts = {str(name): int(value) for name, value in (await shared.reader.hgetall(metrics.COUNTS)).items()}
         seconds = {str(model): float(value) for model, value in (await shared.reader.hgetall(SECONDS)).items()}
         open_jobs = await shared.reader.zcard(OPEN)

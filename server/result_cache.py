@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from polyreel.errors import QueueUnavailable, UnknownJob
 from polyreel.job import JobStatus
-from polyreel.records import StoredJob, redis_errors
+from polyreel.records import StoredJob
 from polyreel.request import VideoRequest
 from server.services import Services
 
@@ -63,9 +63,9 @@ class ResultCache:
                 if stored is not None:
                     return stored
                 # Two callers may both come here; then both submit, which costs a run and harms nobody.
-                with redis_errors():
+                async with self.shared.gate.asking():
                     await self.shared.reader.delete(name)
-            with redis_errors():
+            async with self.shared.gate.asking():
                 mine = await self.shared.reader.set(name, "", nx=True, ex=_RESERVED_S)
             if mine:
                 return await self._submit(name, submit)
@@ -75,8 +75,9 @@ class ResultCache:
         try:
             stored = await submit()
         except Exception:
-            with redis_errors():
-                await self.shared.reader.delete(name)
+            with suppress(QueueUnavailable):  # then it runs out by itself
+                async with self.shared.gate.asking():
+                    await self.shared.reader.delete(name)
             raise
         await self._keep(name, stored)
         return stored
@@ -92,18 +93,20 @@ class ResultCache:
 
     async def forget_promise(self, key: str) -> None:
         """The client has had its answer."""
-        with suppress(QueueUnavailable), redis_errors():  # it would be answered with the same video once more
-            await self.shared.reader.delete(f"polyreel:promised:{key}")
+        with suppress(QueueUnavailable):  # it would be answered with the same video once more
+            async with self.shared.gate.asking():
+                await self.shared.reader.delete(f"polyreel:promised:{key}")
 
     async def _job_id(self, name: str) -> str:
-        with redis_errors():
+        async with self.shared.gate.asking():
             return str(await self.shared.reader.get(name) or "")
 
     async def _keep(self, name: str, stored: StoredJob) -> None:
         # The job is acknowledged already: that it is not remembered must not turn into a refusal.
-        with suppress(QueueUnavailable), redis_errors():
-            # The record lives this long after its end, so an entry never outlives it.
-            await self.shared.reader.set(name, stored.job.id, ex=max(1, int(self.shared.settings.retention_s)))
+        with suppress(QueueUnavailable):
+            async with self.shared.gate.asking():
+                # The record lives this long after its end, so an entry never outlives it.
+                await self.shared.reader.set(name, stored.job.id, ex=max(1, int(self.shared.settings.retention_s)))
 
     async def _get(self, job_id: str) -> StoredJob | None:
         try:
@@ -117,5 +120,5 @@ class ResultCache:
             return stored
         if stored.job.status is not JobStatus.SUCCEEDED:
             return None
-        sizes = [await run_in_threadpool(self.shared.storage.size, key) for key in stored.job.output_keys]
+        sizes = [await run_in_threadpool(self.shared.storage.size, output.key) for output in stored.job.outputs]
         return None if None in sizes else stored

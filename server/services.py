@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 import polyreel
 from polyreel.admission import check_fits, needed_bytes, work
 from polyreel.catalogue import Catalogue
-from polyreel.errors import StorageFailed, TooManyJobs, UnknownJob
+from polyreel.errors import KeyReused, NotCancellable, StorageFailed, TooManyJobs, UnknownJob
 from polyreel.formats import formats
 from polyreel.job import VideoJob, new_job
 from polyreel.keys import ApiKeys
@@ -30,6 +30,7 @@ from polyreel.records import (
     BRIEF_TIMEOUTS,
     OPEN,
     RATES,
+    RESIDENTS,
     SECONDS,
     WORKER_PREFIX,
     StoredJob,
@@ -40,16 +41,28 @@ from polyreel.records import (
     parse,
     parse_rates,
     queue_is_full,
-    redis_errors,
 )
 from polyreel.request import VideoRequest
 from polyreel.settings import Settings
 from polyreel.storage import Storage
+from polyreel.terms import Terms
+from server.gate import Gate, budget
 from server.pictures import MAX_AT_ONCE, Picture, read_picture
+from server.published import Published
 
 #: A waiting route looks at the record after the shortest pause first, then after a twentieth of the time it has waited
 #: already, and never later than the longest, seconds: nobody waits 5 % longer than needed, and a look costs little.
 _SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.25
+
+#: Connections of one process for polls. Each is busy for the time of one command.
+_CONNECTIONS = 50
+
+#: What the queue says of a job that cannot be cancelled any more, in a sentence.
+_TOO_LATE = {
+    "succeeded": "The job has succeeded already.",
+    "failed": "The job has failed already.",
+    "finishing": "The job's file is being made already; it will be ready in a moment.",
+}
 
 #: For how long a submit believes what the workers last said of their devices, seconds: finding them is a scan.
 _DEVICES_S = 5.0
@@ -70,6 +83,9 @@ class Services:
     Args:
         queue: None until Redis is configured (`import server.app` needs no Redis).
         reader: asynchronous client for polls.
+        gate: what every call to Redis passes.
+        published: which stored files links lead to.
+        stopping: set when this process is told to stop; whoever waits for a job says so to its client then.
     """
 
     settings: Settings
@@ -79,6 +95,9 @@ class Services:
     signer: LinkSigner
     queue: Queue
     reader: redis.asyncio.Redis
+    gate: Gate = field(default_factory=Gate)
+    published: Published = field(default_factory=Published)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _devices: _Devices = field(default_factory=_Devices)
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
     _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
@@ -95,37 +114,59 @@ class Services:
         owner: str,
         vendor: dict[str, object] | None = None,
         pictures: Sequence[Picture] = (),
+        terms: Terms | None = None,
     ) -> StoredJob:
         """Acknowledge a job: once this returns, it will run.
 
         Args:
             pictures: what `request.images` names, stored when nothing else refuses the request.
+            terms: from `server.submission.read_terms`.
+
+        Returns:
+            The record; an earlier job's for an Idempotency-Key that came before with the same request.
 
         Raises:
+            KeyReused: the Idempotency-Key stands for another request.
             StorageFailed: a picture could not be stored.
             InvalidRequest: more than the model's entry allows, what it cannot do, or more than the largest device that
                 serves it can hold. Asked here, not in each dialect: all pass here, also those whose own documented
                 ranges allow more.
             TooManyJobs, QueueUnavailable: nothing was acknowledged.
         """
+        terms = terms or Terms()
+        earlier = await self._earlier(owner, terms)
+        if earlier is not None:
+            return earlier
         called = self.catalogue.called(request.model, dialect)
         request = self.catalogue.admit(request, dialect)
         await self._check_fits(request, called)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=owner, extensions=extensions, vendor=dict(vendor or {}))
         if not pictures:
-            return await run_in_threadpool(self.queue.submit, job)
+            return await self.gate.in_thread(self.queue.submit, job, terms)
         await self._check_room()
-        return await self._submit_with(pictures, job)
+        return await self._submit_with(pictures, job, terms)
+
+    async def _earlier(self, owner: str, terms: Terms) -> StoredJob | None:
+        """Return the job that this Idempotency-Key has made, None when it has made none.
+
+        Asked before anything else, though the submit itself decides: what has been acknowledged stays so, also when
+        the queue is full by now or the worker that the job fits has gone.
+        """
+        if not terms.idempotency_key:
+            return None
+        async with self.gate.asking():
+            job_id, digest = await self.reader.hmget(terms.redis_key(owner), "job", "digest")
+            return parse(await self.reader.hgetall(job_key(str(job_id)))) if job_id and digest == terms.digest else None
 
     async def _check_room(self) -> None:
         """Raise `TooManyJobs` when the queue is full now; whether it is when a job comes, its submit says."""
-        with redis_errors():
+        async with self.gate.asking():
             count = await self.reader.zcard(OPEN)
         if count >= self.queue.max_open:
             raise queue_is_full(self.queue.max_open)
 
-    async def _submit_with(self, pictures: Sequence[Picture], job: VideoJob) -> StoredJob:
+    async def _submit_with(self, pictures: Sequence[Picture], job: VideoJob, terms: Terms) -> StoredJob:
         """Store pictures and submit their job; what was stored for a job that is refused goes again.
 
         Not when Redis went away: the job may have been written, and is then run. One request at a time for each
@@ -139,8 +180,8 @@ class Services:
                 for picture in pictures:
                     if await run_in_threadpool(picture.store, self.storage):
                         new.append(picture.key)
-                return await run_in_threadpool(self.queue.submit, job)
-            except (TooManyJobs, StorageFailed):
+                return await self.gate.in_thread(self.queue.submit, job, terms)
+            except (TooManyJobs, KeyReused, StorageFailed):
                 for key in new:
                     await run_in_threadpool(self.storage.delete, key)
                 raise
@@ -172,7 +213,7 @@ class Services:
         Raises:
             UnknownJob: there is none, or it is somebody else's: both read the same.
         """
-        with redis_errors():
+        async with self.gate.asking():
             if job_id.isascii() and job_id.isdigit() and len(job_id) <= 19:
                 job_id = str(await self.reader.get(f"polyreel:number:{job_id}") or "")
             stored = parse(await self.reader.hgetall(job_key(job_id))) if _is_uuid(job_id) else None
@@ -180,13 +221,40 @@ class Services:
             raise UnknownJob("No job has this id.")
         return stored
 
+    async def record(self, job_id: str) -> StoredJob | None:
+        """Return a record whoever its owner is, None when there is none.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        async with self.gate.asking():
+            return parse(await self.reader.hgetall(job_key(job_id)))
+
+    async def cancel(self, job_id: str, owner: str) -> StoredJob:
+        """End a job of this owner that has not begun to be stored; one that was cancelled before stays so.
+
+        Returns:
+            The record of the cancelled job.
+
+        Raises:
+            UnknownJob: there is none, or it is somebody else's.
+            NotCancellable: it has succeeded or failed, or its file is being made; `reason` says which.
+            QueueUnavailable: Redis does not answer; whether it is cancelled, nobody knows.
+        """
+        stored = await self.get(job_id, owner)
+        word = await self.gate.in_thread(self.queue.cancel, stored.job.id)
+        if word in _TOO_LATE:
+            raise NotCancellable(_TOO_LATE[word], word)
+        return await self.get(stored.job.id, owner)
+
     async def wait(self, job_id: str, owner: str, timeout_s: float) -> StoredJob:
-        """Return the record as soon as the job has ended, or as it is after `timeout_s` seconds."""
+        """Return the record as soon as the job has ended, or as it is after `timeout_s` seconds or when we stop."""
         started = time.monotonic()
         while True:
-            stored = await self.get(job_id, owner)
+            with budget():  # each look may take what one answer may
+                stored = await self.get(job_id, owner)
             waited_s = time.monotonic() - started
-            if stored.job.status.is_terminal or waited_s >= timeout_s:
+            if stored.job.status.is_terminal or waited_s >= timeout_s or self.stopping.is_set():
                 return stored
             await asyncio.sleep(min(max(_SHORTEST_LOOK_S, waited_s / 20), _LONGEST_LOOK_S))
 
@@ -194,7 +262,7 @@ class Services:
         """Return the estimated whole seconds until `job` ends, 0 when it has."""
         if job.status.is_terminal:
             return 0
-        with redis_errors():
+        async with self.gate.asking():
             ahead = await self.reader.zcount(OPEN, "-inf", f"({job.created_at}")
             mean = await self.reader.hget(SECONDS, job.request.model)
             rates = parse_rates(await self.reader.hget(RATES, job.request.model))
@@ -204,9 +272,9 @@ class Services:
 
     async def workers(self) -> list[dict[str, object]]:
         """Return what each live worker says of itself."""
-        with redis_errors():
-            names = [key async for key in self.reader.scan_iter(f"{WORKER_PREFIX}*", count=1000)]
-            said = await self.reader.mget(names) if names else []
+        async with self.gate.asking():
+            names = await self.reader.hkeys(RESIDENTS)
+            said = await self.reader.mget([WORKER_PREFIX + str(name) for name in names]) if names else []
         return [json.loads(text) for text in said if text]
 
     def base_url(self, request: Request) -> str:
@@ -214,8 +282,8 @@ class Services:
         return self.settings.public_url or f"{request.url.scheme}://{request.url.netloc}"
 
     def link(self, base_url: str, key: str, expires_at: float) -> str:
-        """Return an absolute link to a stored or future file, good until `expires_at`."""
-        return file_url(self.storage, self.signer, base_url, key, expires_at)
+        """Return an absolute link to the file of a public key, existing or future, good until `expires_at`."""
+        return file_url(self.signer, base_url, key, expires_at)
 
     async def read(self, key: str) -> bytes:
         """Return a stored file whole.
@@ -239,9 +307,17 @@ def connect_reader(url: str) -> redis.asyncio.Redis:
     """Return the client for polls."""
     # Made here, once: left to itself, redis-py looks its version up on disk for each connection, in a route.
     driver = DriverInfo().add_upstream_driver("polyreel", polyreel.__version__)
-    return redis.asyncio.Redis.from_url(
-        url, decode_responses=True, retry=_async_retry(), driver_info=driver, **BRIEF_TIMEOUTS
+    # One that waits for a free connection: the plain pool raises at the 101st request that asks at the same time.
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=_CONNECTIONS,
+        timeout=None,  # the gate's budget bounds it
+        decode_responses=True,
+        retry=_async_retry(),
+        driver_info=driver,
+        **BRIEF_TIMEOUTS,
     )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def _async_retry() -> redis.asyncio.retry.Retry:

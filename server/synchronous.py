@@ -16,7 +16,7 @@ from fastapi import Request
 
 from polyreel.errors import GenerationFailed, QueueUnavailable, StillRunning
 from polyreel.job import JobStatus, VideoJob
-from polyreel.records import WORKER_PREFIX, StoredJob, redis_errors
+from polyreel.records import WORKER_PREFIX, StoredJob
 from server.services import Services
 
 #: Every 503 is held this long, so that a client without a pause of its own does no harm, seconds.
@@ -84,7 +84,7 @@ async def held_refusals() -> AsyncIterator[None]:
 async def compute_type(shared: Services, job: VideoJob) -> str:
     """Return "cpu" or "gpu" for the worker that ran `job`, "" when it has gone since."""
     try:
-        with redis_errors():
+        async with shared.gate.asking():
             said = await shared.reader.get(f"{WORKER_PREFIX}{job.worker}")
     except QueueUnavailable:
         return ""  # an unanswered detail is no reason to withhold the video

@@ -19,8 +19,9 @@ from fastapi import FastAPI
 
 from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.catalogue import Catalogue
-from polyreel.job import JobStatus, Output, VideoJob
+from polyreel.job import JobStatus, Output, VideoJob, attempt_key
 from polyreel.keys import ApiKeys, load_keys
+from polyreel.leases import Claim, Leases, Wishes
 from polyreel.records import Records, StoredJob, connect
 from polyreel.settings import Settings, load_settings
 from polyreel.storage.local import LocalStorage
@@ -101,17 +102,30 @@ class Api:
     key: str = KEY
     other_key: str = OTHER_KEY
 
+    @property
+    def leases(self) -> Leases:
+        """Claims, as a worker makes them."""
+        return Leases(self.records.client, retention_s=self.records.retention_s)
+
     def newest(self) -> StoredJob:
         """Return the record that was submitted last."""
         newest = self.records.get(self.records.open_ids()[-1])
         assert newest is not None
         return newest
 
-    def claim(self, job_id: str) -> int:
-        """Take a job as a worker would."""
-        fence = self.records.claim(job_id, "test-worker", time.time())
-        assert fence > 0
-        return fence
+    def claim(self, job_id: str, worker: str = "test-worker") -> int:
+        """Take a job as a worker would, also where others are before it in its model's order: those go back."""
+        stored = self.records.get(job_id)
+        assert stored is not None
+        before: list[Claim] = []
+        while True:
+            [claim] = self.leases.claim(worker, Wishes(models=[stored.job.request.model]))
+            if claim.job_id == job_id:
+                break
+            before.append(claim)
+        for other in before:
+            assert self.records.release(other.job_id, other.fence, counted=False)
+        return claim.fence
 
     def finish(self, job_id: str, content: bytes = b"the video's bytes") -> VideoJob:
         """Claim a job, store `content` as each of its files, and end it well."""
@@ -121,7 +135,8 @@ class Api:
         source = self.scratch / "result"
         source.write_bytes(content)
         outputs = []
-        for key, spec in zip(stored.job.output_keys, stored.job.request.outputs, strict=True):
+        keys = [attempt_key(key, fence) for key in stored.job.output_keys]
+        for key, spec in zip(keys, stored.job.request.outputs, strict=True):
             self.storage.put(source, key)
             r = stored.job.request
             outputs.append(
@@ -132,7 +147,6 @@ class Api:
             fence,
             JobStatus.SUCCEEDED,
             progress=100,
-            ended_at=time.time(),
             timings={"load": 0.1, "generate": 1.25, "encode": 0.5, "store": 0.01},
             outputs=[{name: getattr(output, name) for name in output.__slots__} for output in outputs],
         )
@@ -145,7 +159,7 @@ class Api:
     ) -> None:
         """Claim a job and end it badly."""
         assert self.records.advance(
-            job_id, self.claim(job_id), JobStatus.FAILED, error_code=code, error_message=message, ended_at=time.time()
+            job_id, self.claim(job_id), JobStatus.FAILED, error_code=code, error_message=message
         )
 
 

@@ -313,7 +313,7 @@ async def _generate(request: Request, owner: str, name: str, wire: TextToVideo, 
     except JobFailed:
         await cache.forget_promise(key)
         raise
-    content = await shared.read(stored.job.output_keys[0])
+    content = await shared.read(stored.job.outputs[0].key)
     if promised is not None:
         await cache.forget_promise(key)
     return Response(content, headers=to_wire(stored, "cache" if is_hit else await compute_type(shared, stored.job)))

@@ -313,7 +313,10 @@ def _model(catalogue: Catalogue, settings: UniversalSettings) -> str:
 
 def _links(shared: Services, request: Request, job: VideoJob) -> dict[str, str]:
     base_url, expires_at = shared.base_url(request), job.created_at + shared.settings.retention_s
-    return {f"{output.format}_url": shared.link(base_url, output.key, expires_at) for output in job.outputs}
+    return {
+        f"{output.format}_url": shared.link(base_url, key, expires_at)
+        for key, output in zip(job.output_keys, job.outputs, strict=True)
+    }
 
 
 def _open(shared: Services, job: VideoJob) -> dict[str, BinaryIO]:

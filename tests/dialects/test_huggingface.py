@@ -58,7 +58,7 @@ async def generate(api: Api, content: bytes = b"mp4 bytes", **request: Any) -> h
 
 def beat(api: Api, *loaded: str, name: str = "test-worker", device: str = "cpu") -> None:
     """Say what a live worker says of itself."""
-    api.records.beat(name, {"device": device, "models": ["ltx-tiny"], "loaded": list(loaded), "unavailable": {}})
+    api.leases.beat(name, {"device": device, "models": ["ltx-tiny"], "loaded": list(loaded), "unavailable": {}})
 
 
 # The two translations

@@ -148,7 +148,7 @@ async def test_a_picture_goes_again_when_the_queue_fills_up_meanwhile_unless_it_
 
 @pytest.mark.anyio
 async def test_the_picture_of_a_job_that_redis_may_have_taken_stays(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    def goes_away(_job: object) -> None:
+    def goes_away(*_: object) -> None:
         raise QueueUnavailable("The queue does not answer.")
 
     monkeypatch.setattr(api.app.state.services.queue, "submit", goes_away)

@@ -38,7 +38,7 @@ async def submit(api: Api) -> None:
 
 
 def beat(api: Api, name: str, memory_bytes: int | None, models: tuple[str, ...] = ("ltx-tiny",)) -> None:
-    api.records.beat(name, {"device": "cuda", "models": list(models), "memory_bytes": memory_bytes})
+    api.leases.beat(name, {"device": "cuda", "models": list(models), "memory_bytes": memory_bytes})
 
 
 async def test_what_cannot_fit_the_largest_live_worker_is_refused_and_not_queued(api: Api) -> None:

@@ -141,7 +141,7 @@ async def test_ready_says_that_no_worker_runs(api: Api) -> None:
 
 
 async def test_ready_says_why_no_model_can_run(api: Api) -> None:
-    api.records.beat("one", {"models": [], "unavailable": {"ltx-tiny": "/srv/weights/ltx is not a folder"}})
+    api.leases.beat("one", {"models": [], "unavailable": {"ltx-tiny": "/srv/weights/ltx is not a folder"}})
     answer = await api.http.get("/ready")
     assert answer.status_code == 503
     assert answer.json()["reasons"] == [
@@ -150,8 +150,8 @@ async def test_ready_says_why_no_model_can_run(api: Api) -> None:
 
 
 async def test_ready_with_workers_names_their_models(api: Api) -> None:
-    api.records.beat("one", {"models": ["ltx-tiny"], "unavailable": {"wan-tiny": "broken"}})
-    api.records.beat("two", {"models": ["animatediff-tiny", "ltx-tiny"]})
+    api.leases.beat("one", {"models": ["ltx-tiny"], "unavailable": {"wan-tiny": "broken"}})
+    api.leases.beat("two", {"models": ["animatediff-tiny", "ltx-tiny"]})
     answer = await api.http.get("/ready")
     assert answer.status_code == 200
     assert answer.json() == {

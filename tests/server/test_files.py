@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 
+from polyreel.broker import start_embedded
+from polyreel.job import JobStatus, Output, attempt_key
 from polyreel.keys import ApiKeys
+from polyreel.leases import Leases, Wishes
+from polyreel.records import Records, StoredJob, connect
 from polyreel.settings import Settings
 from polyreel.storage import Storage
 from polyreel.storage.local import LocalStorage
 from polyreel.storage.memory import MemoryStorage
 from server.app import create_app
+from server.published import Published
+from tests.core.jobs import queued
 
 pytestmark = pytest.mark.anyio
 
@@ -49,10 +58,24 @@ def link(app):
 
 
 @pytest.fixture
-def store(storage: Storage, tmp_path: Path):
-    def store(key: str = KEY, content: bytes = CONTENT) -> None:
+def store(storage: Storage, records: Records, tmp_path: Path):
+    """Return a function that runs a job as a worker does, and ends it with a published file."""
+
+    def put(key: str, content: bytes) -> None:
         (tmp_path / "source").write_bytes(content)
         storage.put(tmp_path / "source", key)
+
+    def store(key: str = KEY, content: bytes = CONTENT) -> None:
+        records.create(queued(id=ID, output_keys=(key,)), max_open=10)
+        leases = Leases(records.client, retention_s=60)
+        [dead] = leases.claim("dead", Wishes(models=["ltx-tiny"]))
+        put(attempt_key(key, dead.fence), b"of an attempt that never ended")
+        leases.expire_worker("dead")
+        [claim] = leases.claim("one", Wishes(models=["ltx-tiny"]))
+        stored_at = attempt_key(key, claim.fence)
+        put(stored_at, content)
+        output = Output(stored_at, "mp4", "video/mp4", len(content), 64, 96, 9, 8.0, "0" * 64)
+        assert records.advance(ID, claim.fence, JobStatus.SUCCEEDED, "one", outputs=[asdict(output)])
 
     return store
 
@@ -184,3 +207,108 @@ async def test_a_range_beyond_the_file_is_refused(http: httpx2.AsyncClient, link
     store()
     answer = await http.get(link(), headers={"Range": "bytes=600000-"})
     assert answer.status_code == (200 if isinstance(storage, MemoryStorage) else 416)
+
+
+async def test_the_file_is_that_of_the_attempt_that_was_published(
+    http: httpx2.AsyncClient, link, store, storage, tmp_path
+) -> None:
+    store(content=b"published")
+    (tmp_path / "source").write_bytes(b"of a worker that was taken for dead and goes on")
+    storage.put(tmp_path / "source", attempt_key(KEY, 1))
+    storage.put(tmp_path / "source", KEY)
+    assert (await http.get(link())).content == b"published"
+
+
+async def test_a_job_of_an_older_version_has_its_file_under_the_public_key(
+    http: httpx2.AsyncClient, link, store, storage, records: Records, tmp_path: Path
+) -> None:
+    store()
+    (tmp_path / "source").write_bytes(b"of version 1")
+    storage.put(tmp_path / "source", KEY)
+    output = Output(KEY, "mp4", "video/mp4", 12, 64, 96, 9, 8.0, "0" * 64)
+    records.client.hset(f"polyreel:job:{ID}", mapping={"schema": 1, "outputs": json.dumps([asdict(output)])})
+    assert (await http.get(link())).content == b"of version 1"
+
+
+@pytest.mark.parametrize("end", [JobStatus.FAILED, JobStatus.CANCELLED])
+async def test_a_job_without_a_video_has_no_file(
+    http: httpx2.AsyncClient, link, storage, records: Records, tmp_path: Path, end: JobStatus
+) -> None:
+    records.create(queued(id=ID, output_keys=(KEY,)), max_open=10)
+    records.advance(ID, None, end)
+    (tmp_path / "source").write_bytes(b"of an attempt")
+    storage.put(tmp_path / "source", attempt_key(KEY, 1))
+    assert (await http.get(link())).status_code == 404
+
+
+async def test_a_file_that_was_swept_is_not_there_any_more(http: httpx2.AsyncClient, link, store, storage) -> None:
+    store()
+    assert (await http.get(link())).status_code == 200
+    storage.delete(attempt_key(KEY, 2))
+    assert (await http.get(link())).status_code == 404
+
+
+async def test_a_file_that_was_served_once_is_served_while_redis_is_away(
+    settings: Settings, keys: ApiKeys, storage: Storage, tmp_path: Path
+) -> None:
+    broker = start_embedded(tmp_path / "dies")
+    app = create_app(settings.model_copy(update={"redis_url": SecretStr(broker.url)}), keys, storage=storage)
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+    other = KEY.replace("7b1e", "8c2f")
+    links = [app.state.services.signer.path(key, time.time() + 60) for key in (KEY, other)]
+    client = connect(broker.url, patient=False)
+    records = Records(client, retention_s=60)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://api.test") as http:
+        for key, job_id in ((KEY, ID), (other, ID.replace("7b1e", "8c2f"))):
+            records.create(queued(id=job_id, output_keys=(key,)), max_open=10)
+            (tmp_path / "source").write_bytes(b"a video")
+            storage.put(tmp_path / "source", attempt_key(key, 1))
+            output = Output(attempt_key(key, 1), "mp4", "video/mp4", 7, 64, 96, 9, 8.0, "0" * 64)
+            assert records.advance(job_id, None, JobStatus.SUCCEEDED, outputs=[asdict(output)])
+        assert (await http.get(links[0])).content == b"a video"
+        broker.stop()
+        again, unknown = await http.get(links[0]), await http.get(links[1])
+    client.close()
+    await app.state.services.reader.aclose()
+    assert (again.status_code, again.content) == (200, b"a video")
+    assert (unknown.status_code, unknown.headers["retry-after"]) == (503, "5")
+    assert unknown.json() == {"error": "The queue does not answer right now. Try again in a few seconds."}
+
+
+class Bucket(MemoryStorage):
+    """A storage with web addresses of its own."""
+
+    def url(self, key: str, expires_at: float) -> str | None:
+        return f"https://bucket.example.com/{key}?until={expires_at:.0f}"
+
+
+@pytest.mark.parametrize("storage", [Bucket()], ids=["bucket"])
+async def test_where_the_storage_has_addresses_of_its_own_a_link_leads_there(
+    http: httpx2.AsyncClient, app, storage, store
+) -> None:
+    store(content=b"in a bucket")
+    good = app.state.services.signer.path(KEY, 4_000_000_000)
+    answer = await http.get(good)
+    assert answer.status_code == 307
+    assert answer.headers["location"] == f"https://bucket.example.com/out/{ID}/2/{ID}.mp4?until=4000000000"
+    assert answer.headers["cache-control"] == "no-store"
+    head = await http.head(good)  # a link that is signed for GET refuses HEAD
+    assert (head.status_code, head.headers["content-length"]) == (200, "11")
+
+
+async def test_what_was_asked_for_longest_ago_is_forgotten_first() -> None:
+    asked: list[str] = []
+    ids = [ID.replace("7b1e", name) for name in ("aaaa", "bbbb", "cccc")]
+
+    async def read(job_id: str) -> StoredJob:
+        asked.append(job_id)
+        key = f"out/{job_id}/{job_id}.mp4"
+        output = Output(attempt_key(key, 3), "mp4", "video/mp4", 7, 64, 96, 9, 8.0, "0" * 64)
+        job = queued(id=job_id, output_keys=(key,), outputs=(output,), status=JobStatus.SUCCEEDED)
+        return StoredJob(job, 1, 3, False)
+
+    published = Published(most=2)
+    for name in (0, 1, 0, 2, 0, 1):
+        key = f"out/{ids[name]}/{ids[name]}.mp4"
+        assert await published.storage_key(key, read) == f"out/{ids[name]}/3/{ids[name]}.mp4"
+    assert asked == [ids[0], ids[1], ids[2], ids[1]]

@@ -46,7 +46,7 @@ async def test_each_change_of_a_job_is_counted_once(api: Api) -> None:
     for _ in range(2):  # the second is the same write again, after a lost reply
         assert api.records.advance(lost, fence, JobStatus.FAILED, error_code="timeout", error_message="too long")
     api.records.learn_seconds("ltx-tiny", 2.5)
-    api.records.beat("a-worker", {"models": ["ltx-tiny"]})
+    api.leases.beat("a-worker", {"models": ["ltx-tiny"]})
     samples = await scrape(api)
     assert waiting in api.records.open_ids()
     assert samples["polyreel_jobs_submitted_total"] == 3

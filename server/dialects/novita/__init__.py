@@ -267,8 +267,11 @@ def to_wire(stored: StoredJob, links: list[str], ttl_s: int, eta_s: int) -> dict
 
 
 def _videos(stored: StoredJob) -> list[tuple[str, str]]:
-    """Return (storage key, format) of each video; a job of another dialect may also have made an archive."""
-    return [(output.key, output.format) for output in stored.job.outputs if output.format != "zip"]
+    """Return (public key, format) of each video; a job of another dialect may also have made an archive."""
+    job = stored.job
+    if not job.outputs:
+        return []
+    return [(key, o.format) for key, o in zip(job.output_keys, job.outputs, strict=True) if o.format != "zip"]
 
 
 def _ms(seconds: float) -> str:
