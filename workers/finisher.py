@@ -25,6 +25,7 @@ from workers.failures import public
 from workers.receipt import metadata
 from workers.reports import ENCODE, STORE
 from workers.results import Results
+from workers.snapshots import JobSnapshots
 
 log = structlog.get_logger()
 
@@ -39,6 +40,7 @@ class Finished:
         video: the frames.
         facts: its receipt, plain JSON.
         timings: seconds so far.
+        snapshots: what was saved on the way, None for a short job.
     """
 
     job: VideoJob
@@ -46,6 +48,7 @@ class Finished:
     video: Video
     facts: dict[str, Any]  # Any: JSON
     timings: dict[str, float] = field(default_factory=dict)
+    snapshots: JobSnapshots | None = None
 
 
 class Finisher:

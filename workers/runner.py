@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from math import inf, isinf
 from pathlib import Path
 
 import structlog
@@ -19,7 +20,7 @@ from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim
 from polyreel.queue import Queue
-from polyreel.records import Records, redis_errors
+from polyreel.records import RATES, Records, parse_rates, redis_errors
 from polyreel.storage import Storage
 from workers.attempts import Attempts, timed
 from workers.batch_sizes import BatchSizes
@@ -31,6 +32,7 @@ from workers.prepare import Preparer
 from workers.reports import Reports
 from workers.residency import Residency
 from workers.results import Results
+from workers.snapshots import JobSnapshots, wants_snapshots
 
 log = structlog.get_logger()
 
@@ -54,6 +56,7 @@ class JobRunner:
         worker: this worker's name, as in its heartbeat.
         file_metadata: write each video's receipt into its files.
         batch_sizes: what was measured on this machine.
+        resume_after_s, resume_every: see `polyreel.settings.Settings`.
 
     Attributes:
         current: ids of the jobs in the pipeline, () between calls; told in the heartbeat, read from its thread.
@@ -72,6 +75,8 @@ class JobRunner:
         *,
         file_metadata: bool = True,
         batch_sizes: BatchSizes | None = None,
+        resume_after_s: float = inf,
+        resume_every: int = 5,
     ) -> None:
         self.queue = queue
         self.records = queue.records
@@ -83,6 +88,10 @@ class JobRunner:
         self._reports = reports
         self._keeping = keeping
         self._loaded_at = 0.0
+        self._storage = storage
+        self._scratch = scratch
+        self._resume_after_s = resume_after_s
+        self._resume_every = resume_every
         self._finisher = Finisher(
             queue.records, Results(storage), scratch, worker, self._ended, file_metadata=file_metadata
         )
@@ -153,6 +162,7 @@ class JobRunner:
     def _run(self, taken: list[Taken], limit: Limit) -> None:
         timings: dict[str, float] = {}
         reports = Reports(self._reports, self._keeping, self.worker, [claim for _, claim in taken])
+        snapshots = self._snapshots(taken)
         try:
             with limit(), timed(timings, "load"):
                 prepared = self._prepare(taken)
@@ -161,13 +171,16 @@ class JobRunner:
                 self._say_started(taken)
             was_loaded = taken[0][0].request.model in self.residency.loaded
             with limit():
-                made = self.attempts.make_all(prepared, reports.start, reports.step, timings)
+                made = self.attempts.make_all(prepared, reports.start, reports.step, timings, snapshots)
         except Cancelled:
-            self._end_dropped(taken)
+            self._end_dropped(taken, snapshots)
             return
         except Exception as err:
-            self._end_all(taken, err)
+            self._end_all(taken, err, snapshots)
             return
+        finally:
+            if snapshots:
+                snapshots.close()  # they stay for the next attempt until the job has ended
         self._keeping.untimed()
         if not was_loaded:
             self._loaded_at = time.monotonic() - timings.get("generate", 0.0)
@@ -179,11 +192,25 @@ class JobRunner:
             if claim in reports.dropped:
                 self._end_dropped([(job, claim)])
             elif isinstance(one, Exception):
-                self._end_all([(job, claim)], one)
+                self._end_all([(job, claim)], one, snapshots)
             else:
                 video, facts = one
-                videos.append(Finished(job, claim, video, facts, share | video.seconds))
+                videos.append(Finished(job, claim, video, facts, share | video.seconds, snapshots))
         self._finisher.hand(videos)
+
+    def _snapshots(self, taken: Sequence[Taken]) -> JobSnapshots | None:
+        """Return where a long job that runs alone saves what it has, and finds what an earlier attempt saved."""
+        [(job, claim), *others] = taken
+        if others or isinf(self._resume_after_s):
+            return None
+        estimated_s = None
+        with suppress(QueueUnavailable), redis_errors():
+            rates = parse_rates(self._reports.client.hget(RATES, job.request.model))
+            if rates:
+                estimated_s = work(self.residency.catalogue[job.request.model], job.request).seconds(rates)
+        if not wants_snapshots(estimated_s, self._resume_after_s):
+            return None
+        return JobSnapshots(self._storage, job.id, claim.fence, every=self._resume_every, scratch=self._scratch)
 
     def _prepare(self, taken: list[Taken]) -> list[PreparedRequest]:
         """Bring to hand what the requests refer to; those that cannot be prepared fail and leave `taken`."""
@@ -209,7 +236,7 @@ class JobRunner:
             **({"batch_size": len(taken)} if len(taken) > 1 else {}),
         )
 
-    def _end_all(self, taken: Sequence[Taken], err: BaseException) -> None:
+    def _end_all(self, taken: Sequence[Taken], err: BaseException, snapshots: JobSnapshots | None = None) -> None:
         """Bring jobs to their end whose call failed as a whole."""
         model = taken[0][0].request.model
         if is_device_lost(err):
@@ -226,13 +253,25 @@ class JobRunner:
             for job, claim in taken:
                 fail(self.records, job, claim, self.worker, err)
                 self._keeping.let_go(claim.job_id)
+            if snapshots:
+                snapshots.delete()
         let_go(err)
         self._keeping.untimed()
         self.attempts.recover(model, err)
 
-    def _end_dropped(self, taken: Sequence[Taken]) -> None:
+    def _end_dropped(self, taken: Sequence[Taken], snapshots: JobSnapshots | None = None) -> None:
         for _, claim in taken:
             self._drop(claim, "cancelled, or given to another worker")
+            if snapshots and self._is_over(claim):  # else another worker goes on from them
+                snapshots.delete()
+
+    def _is_over(self, claim: Claim) -> bool:
+        try:
+            with redis_errors():
+                stored = self._reports.get(claim.job_id)
+        except QueueUnavailable:
+            return False
+        return stored is None or stored.job.status.is_terminal
 
     def _drop(self, claim: Claim, reason: str) -> None:
         log.info("job dropped", job_id=claim.job_id, reason=reason)
@@ -246,6 +285,8 @@ class JobRunner:
     def _ended(self, made: Finished, succeeded: bool) -> None:
         """Note the end of a job; called in the finisher's thread."""
         self._keeping.let_go(made.job.id)
+        if made.snapshots:
+            made.snapshots.delete()
         if succeeded:
             self.attempts.fitness.job_succeeded()
             if "after_out_of_memory" not in made.facts:  # else it was slower than the next one will be
