@@ -91,8 +91,8 @@ class Settings(BaseSettings):
         scheduling: how a worker chooses between models.
         retention_s: how long a finished job and its files are kept, seconds.
         job_timeout_s: longest time that one attempt may run, seconds.
-        resume_after_s: a job that is expected to take this long, or of which nobody knows how long it takes, runs alone and
-            is saved on the way, so that another worker continues it after a crash, seconds; `.inf` saves none.
+        resume_after_s: a job that is expected to take this long, or of which nobody knows how long it takes, runs alone
+            and is saved on the way, so that another worker continues it after a crash, seconds; `.inf` saves none.
         resume_every: denoising steps between two such snapshots.
         drain_s: how long a stopping worker may finish its job, seconds; after that the job is handed back.
         log_level: "debug", "info", "warning" or "error".
