@@ -47,6 +47,27 @@ class Progress:
 #: `polyreel.errors.Cancelled`, which ends the call at once.
 OnProgress = Callable[[Progress], None]
 
+
+class Snapshots(Protocol):
+    """Where one job's state goes while it is denoised, and what an earlier attempt left.
+
+    Attributes:
+        every: denoising steps between two saves, 1 or more.
+        state: what an earlier attempt saved last; None to start at the beginning.
+    """
+
+    every: int
+    state: bytes | None
+
+    def save(self, state: bytes, step: int) -> None:
+        """Keep `state` instead of what was saved before; must return at once, may be called in another thread.
+
+        Args:
+            state: complete, with a checksum of its own.
+            step: denoising steps that it saves, over all passes.
+        """
+
+
 #: A diffusers pipeline. Any: the concrete classes are imported lazily and share no useful base for typing.
 Pipeline = Any
 
@@ -126,6 +147,10 @@ class Video:
             was really denoised, the caches. No times, ids or dates.
         seconds: seconds per stage.
         pipelines: class names of the diffusers pipelines that made it, one per call, in order.
+        resumed_from: denoising steps, over all passes, that this call left out because an earlier attempt did them.
+        not_resumable: why the call saved nothing although it was to: "step cache", "FreeInit" or what a scheduler
+            keeps; "" for one that did, or was not asked to. Neither of the two belongs into `made`: a resumed video
+            is the same file.
     """
 
     frames: np.ndarray
@@ -133,6 +158,8 @@ class Video:
     made: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     seconds: dict[str, float] = field(default_factory=dict)
     pipelines: tuple[str, ...] = ()
+    resumed_from: int = 0
+    not_resumable: str = ""
 
 
 class Family(Protocol):
@@ -164,7 +191,13 @@ class Family(Protocol):
             OutOfMemory: it does not fit.
         """
 
-    def generate(self, model: LoadedModel, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
+    def generate(
+        self,
+        model: LoadedModel,
+        requests: Sequence[PreparedRequest],
+        on_progress: OnProgress,
+        snapshots: Snapshots | None = None,
+    ) -> list[Video]:
         """Denoise `requests` into videos, in the same order.
 
         Args:
@@ -172,6 +205,10 @@ class Family(Protocol):
             requests: one; or several that share everything but prompts and seed and ask for text to video alone,
                 which run as one batch.
             on_progress: may raise `Cancelled`, which ends the call at once and leaves the model fit for the next one.
+            snapshots: for a single request: its state is saved there every few steps, and where an earlier attempt
+                saved one, the call goes on from it and ends with the bytes that it would have had without the
+                interruption. A state that does not fit or cannot be read is ignored. `save` is not called any more
+                when the call has returned.
 
         Raises:
             GenerationFailed: the pipeline raised or returned NaN; the cause is chained.

@@ -28,6 +28,7 @@ from models._around import AroundPipeline, encode
 from models._geometry import round_up
 from models._ltx_pass import Generators, Pass, Passed, Tensor, as_class, decoder_calls
 from models._progress import Meter
+from models._resume import CopiedScheduler
 from models._run import only_prompt, run_pipeline
 from models.loaded import LoadedModel
 from polyreel.errors import GenerationFailed
@@ -84,12 +85,14 @@ class LTX2:
         conditioned = asked.start is not None or bool(asked.pictures)
         pipeline = as_class(model, "LTX2ConditionPipeline" if conditioned else "LTX2Pipeline")
         guidance = guidance_of(pipeline.transformer.config, asked.guidance_scale)
+        sound = CopiedScheduler()
         passed: Passed = run_pipeline(
             model,
-            _TailPipeline(pipeline, asked),
+            _TailPipeline(pipeline, asked, sound),
             meter,
             generator=generator,
             scheduler={},
+            side=sound,
             decoder_calls=decoder_calls(pipeline, len(batch), asked.height, asked.width),
             prompt=[only_prompt(prepared.request, "LTX") for prepared in batch],
             negative_prompt=[prepared.request.negative_prompt for prepared in batch],
@@ -112,16 +115,19 @@ class _TailPipeline(AroundPipeline):
     Args:
         pipeline: of one of the two classes.
         asked: the pass.
+        sound: follows the latents of the sound.
     """
 
-    def __init__(self, pipeline: Pipeline, asked: Pass) -> None:
+    def __init__(self, pipeline: Pipeline, asked: Pass, sound: CopiedScheduler) -> None:
         super().__init__(pipeline)
         self._asked = asked
+        self._sound = sound
 
     def __call__(self, **arguments: Any) -> Passed:
         asked = self._asked
         sigmas = self._sigmas()[-asked.num_steps :]
         self.scheduler = type(self.scheduler).from_config(self.scheduler.config, **_AS_GIVEN)
+        self._sound.of(self.scheduler)
         if asked.pictures:
             arguments["conditions"] = [_condition(picture, asked) for picture in asked.pictures]
         if asked.start is not None:

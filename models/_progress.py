@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 from models import OnProgress, Progress, Stage
+
+if TYPE_CHECKING:
+    from models._resume import Resume
 
 #: Share of a whole call at which denoising begins and at which the last decoding begins. Rough: on the published
 #: checkpoints text takes a second or less, and decoding 2 to 15 % (docs/models.md).
@@ -18,17 +22,19 @@ class Meter:
     Args:
         on_progress: told of every change; what it raises goes up through the pipeline.
         total_steps: denoising steps of all passes, 1 or more.
+        resume: saves its state on the way, and says where it goes on; None begins and saves nothing.
     """
 
-    def __init__(self, on_progress: OnProgress, total_steps: int) -> None:
+    def __init__(self, on_progress: OnProgress, total_steps: int, resume: Resume | None = None) -> None:
         self.total_steps = total_steps
-        self.steps_done = 0
+        self.steps_done = resume.resumed_from if resume else 0
+        self.resume = resume
         self.stage: Stage = "text_encoding"
         #: Seconds per stage so far.
         self.seconds: dict[str, float] = defaultdict(float)
         self._on_progress = on_progress
         self._since = time.monotonic()
-        self._share = 0.0
+        self._share = self._denoised() if self.steps_done else 0.0
 
     def enter(self, stage: Stage) -> None:
         """Begin a stage; entering the present one again changes nothing."""
@@ -41,7 +47,7 @@ class Meter:
         """Count a denoising step that is done."""
         self.enter("denoising")
         self.steps_done += 1
-        self._tell(_DENOISING + (_DECODING - _DENOISING) * self.steps_done / self.total_steps)
+        self._tell(self._denoised())
 
     def tick(self) -> None:
         """Say that work goes on where there is nothing to count, so that it can be cancelled."""
@@ -58,6 +64,10 @@ class Meter:
         self._charge()
         seconds, self.seconds = dict(self.seconds), defaultdict(float)
         return seconds
+
+    def _denoised(self) -> float:
+        """Return the share of the whole call that is done after so many steps."""
+        return _DENOISING + (_DECODING - _DENOISING) * self.steps_done / self.total_steps
 
     def _charge(self) -> None:
         now = time.monotonic()

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from models import OnProgress, Pipeline, PreparedRequest, Video
+from models import OnProgress, Pipeline, PreparedRequest, Snapshots, Video
 from models._geometry import fit
 from models._progress import Meter
+from models._resume import CopiedScheduler, Resume
 from models.loaded import LoadedModel
 from polyreel.errors import GenerationFailed, NotServedYet, OutOfMemory, PolyreelError
 from polyreel.request import VideoRequest
@@ -31,6 +32,7 @@ def run_batches(
     model: LoadedModel,
     requests: Sequence[PreparedRequest],
     on_progress: OnProgress,
+    snapshots: Snapshots | None,
     *,
     steps: Callable[[VideoRequest], int],
     run: RunBatch,
@@ -39,20 +41,49 @@ def run_batches(
     """Run requests in as few batches as may share a call, with one count of steps over all of them.
 
     Args:
+        snapshots: see `models.Family.generate`; with them there is one request.
         steps: denoising steps of a request, over all passes, as they will be reported.
         run: runs one batch; its LoRAs are on.
         runs_alone: True for a request that the family cannot batch, beyond those of `split`.
     """
     batches = split(requests, runs_alone)
-    meter = Meter(on_progress, sum(steps(batch[0].request) for batch in batches))
-    videos: list[Video] = []
-    for batch in batches:
-        model.ran.clear()
-        with model.adapters.using(batch[0].loras):
-            made = run(batch, meter)
-        seconds = meter.take_seconds()
-        videos += [replace(video, seconds=seconds, pipelines=tuple(model.ran)) for video in made]
-    return videos
+    total_steps = sum(steps(batch[0].request) for batch in batches)
+    with _resume(model, requests, snapshots) as resume:
+        meter = Meter(on_progress, total_steps, resume)
+        videos: list[Video] = []
+        for batch in batches:
+            model.ran.clear()
+            with model.adapters.using(batch[0].loras):
+                made = run(batch, meter)
+            seconds = meter.take_seconds()
+            videos += [replace(video, seconds=seconds, pipelines=tuple(model.ran)) for video in made]
+    if resume is None:
+        return videos
+    [video] = videos
+    return [replace(video, resumed_from=resume.resumed_from, not_resumable=resume.not_resumable)]
+
+
+@contextmanager
+def _resume(
+    model: LoadedModel, requests: Sequence[PreparedRequest], snapshots: Snapshots | None
+) -> Iterator[Resume | None]:
+    """Give the `Resume` of a job that is to be saved; what it saved has been handed on at the end."""
+    if snapshots is None:
+        yield None
+        return
+    if len(requests) != 1:
+        raise ValueError(f"snapshots are for a single request, got {len(requests)}")
+    prepared = requests[0]
+    not_resumable = ""
+    if model.checkpoint.step_cache:
+        not_resumable = "step cache"
+    elif prepared.request.improved_sampling_seed is not None:
+        not_resumable = "FreeInit"
+    resume = Resume(model, prepared, snapshots, not_resumable)
+    try:
+        yield resume
+    finally:
+        resume.close()
 
 
 def split(
@@ -105,6 +136,7 @@ def run_pipeline(
     after_step: AfterStep | None = None,
     tensor_inputs: Sequence[str] = ("latents",),
     decoder_calls: int = 1,
+    side: CopiedScheduler | None = None,
     **arguments: Any,  # whatever the pipeline class's __call__ takes
 ) -> Any:
     """Call a diffusers pipeline once, watched.
@@ -117,6 +149,7 @@ def run_pipeline(
         after_step: may replace tensors after each step.
         tensor_inputs: names of the tensors that `after_step` gets.
         decoder_calls: how often the pipeline will call the VAE's decoder, for the progress of decoding.
+        side: sees latents that the pipeline denoises beside its own.
         arguments: of the pipeline's own call.
 
     Returns:
@@ -129,10 +162,19 @@ def run_pipeline(
     """
     import torch
 
+    call = meter.resume.begin(generator, side) if meter.resume and scheduler is not None else None
+
     def callback_on_step_end(own: Pipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        meter.step()
+        resumed = call.go_on(own) if call else None
+        if resumed is not None:
+            meter.tick()
+            return resumed
         # diffusers pops from the answer; None would be an AttributeError.
-        return after_step(own, step, timestep, tensors) if after_step else {}
+        replaced = after_step(own, step, timestep, tensors) if after_step else {}
+        if call:
+            call.took(own, step, (tensors | replaced)["latents"])
+        meter.step()
+        return replaced
 
     # One that does something before or after its call stands around the pipeline whose class counts.
     model.ran.append(type(getattr(pipeline, "_pipeline", pipeline)).__name__)
@@ -157,6 +199,8 @@ def run_pipeline(
         # The cause's own text may hold paths; it goes to the log, the kind of error to the client.
         raise GenerationFailed(f"{type(pipeline).__name__} failed with {type(err).__name__}.") from err
     finally:
+        if call:
+            call.end()
         model.rest()
 
 

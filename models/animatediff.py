@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video, _motion
+from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Snapshots, Video, _motion
 from models._clip_text import Prompts
 from models._closed_loop import METHOD as CLOSED_LOOP
 from models._embeddings import read_embeddings
@@ -86,11 +86,18 @@ class AnimateDiff:
     def load(self, checkpoint: Checkpoint, *, device: str, dtype: str, placement: Placement) -> LoadedModel:
         return _motion.load(checkpoint, device=device, dtype=dtype, placement=placement)
 
-    def generate(self, model: LoadedModel, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
+    def generate(
+        self,
+        model: LoadedModel,
+        requests: Sequence[PreparedRequest],
+        on_progress: OnProgress,
+        snapshots: Snapshots | None = None,
+    ) -> list[Video]:
         return run_batches(
             model,
             requests,
             on_progress,
+            snapshots,
             steps=total_steps,
             run=lambda batch, meter: self._generate(model, batch, meter),
             # diffusers takes one prompt or a dict of prompts under FreeNoise, no list; and a long prompt would give

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from models import Checkpoint, OnProgress, PreparedRequest, Video
+from models import Checkpoint, OnProgress, PreparedRequest, Snapshots, Video
 from models._geometry import legal_frames
 from models._load import check_folder, load_model
 from models._ltx2 import LTX2, cut
@@ -74,7 +74,13 @@ class LTX:
         load_upsampler(model)
         return model
 
-    def generate(self, model: LoadedModel, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
+    def generate(
+        self,
+        model: LoadedModel,
+        requests: Sequence[PreparedRequest],
+        on_progress: OnProgress,
+        snapshots: Snapshots | None = None,
+    ) -> list[Video]:
         vae = model.pipeline.vae
         # With a noise level per sample, diffusers' slices would pair the samples with each other.
         alone = getattr(vae, "use_slicing", False) and vae.config.timestep_conditioning
@@ -82,6 +88,7 @@ class LTX:
             model,
             requests,
             on_progress,
+            snapshots,
             steps=lambda request: request.num_inference_steps + num_steps(request.upscale),
             run=lambda batch, meter: _generate(model, batch, meter),
             runs_alone=lambda request: alone,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Video
+from models import Checkpoint, OnProgress, Pipeline, PreparedRequest, Snapshots, Video
 from models._geometry import legal_frames, round_up
 from models._load import check_folder, load_model
 from models._pictures import cover, enlarge, frames_of
@@ -57,11 +57,18 @@ class Wan:
         model.keep["tasks"] = tasks
         return model
 
-    def generate(self, model: LoadedModel, requests: Sequence[PreparedRequest], on_progress: OnProgress) -> list[Video]:
+    def generate(
+        self,
+        model: LoadedModel,
+        requests: Sequence[PreparedRequest],
+        on_progress: OnProgress,
+        snapshots: Snapshots | None = None,
+    ) -> list[Video]:
         return run_batches(
             model,
             requests,
             on_progress,
+            snapshots,
             steps=lambda request: request.num_inference_steps + num_steps(request.upscale),
             run=lambda batch, meter: self._generate(model, batch, meter),
         )

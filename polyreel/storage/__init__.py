@@ -1,7 +1,8 @@
 """Where finished files live: each module of this package serves one URL scheme.
 
 A storage module publishes `STORAGE`, an object with the attributes of `StorageKind`. Keys are fixed at submit, made
-by us and checked here, never taken from a request: `out/<uuid>/<uuid>.mp4`.
+by us and checked here, never taken from a request: `out/<uuid>/<uuid>.mp4`. Snapshots of running jobs lie beside them:
+`run/<uuid>/<fence>`.
 """
 
 from __future__ import annotations

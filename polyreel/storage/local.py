@@ -9,6 +9,7 @@ import stat
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -17,7 +18,12 @@ from polyreel.errors import ConfigurationError, StorageFailed
 from polyreel.storage import Storage, check_key
 
 #: What `put` makes under `polyreel.job.new_job`'s keys: a folder per job, the files called after it, and their drafts.
-_OURS = re.compile(r"out/(?P<id>[0-9a-f-]+)(/(?P=id)\.[a-z0-9]+|/\.(?P=id)\.[a-z0-9]+\.[0-9a-f]{32}\.part)?")
+_RESULTS = r"out/(?P<id>[0-9a-f-]+)(/(?P=id)\.[a-z0-9]+|/\.(?P=id)\.[a-z0-9]+\.[0-9a-f]{32}\.part)?"
+
+#: And under the keys of snapshots: a folder per job, a file per attempt, and their drafts.
+_SNAPSHOTS = r"run/[0-9a-f-]+(/[0-9]+|/\.[0-9]+\.[0-9a-f]{32}\.part)?"
+
+_OURS = re.compile(f"{_RESULTS}|{_SNAPSHOTS}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class LocalStorage:
         are read first: removing a file makes its folder young.
         """
         old = []
-        for path in (self.folder / "out").rglob("*"):
+        for path in chain((self.folder / "out").rglob("*"), (self.folder / "run").rglob("*")):
             with suppress(OSError):
                 if _OURS.fullmatch(path.relative_to(self.folder).as_posix()) and path.lstat().st_mtime < before:
                     old.append(path)

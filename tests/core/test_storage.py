@@ -197,8 +197,37 @@ def test_a_sweep_of_a_local_storage_leaves_no_empty_folder_and_no_old_draft(tmp_
     assert list((tmp_path / "stored" / "out").iterdir()) == []
 
 
+def test_a_sweep_removes_snapshots_that_nobody_deleted(storage: Storage, source) -> None:
+    storage.put(source(b"of an attempt that died"), "run/7b1e/2")
+    storage.put(source(b"the video"), KEY)
+    assert read(storage, "run/7b1e/2") == b"of an attempt that died"
+    assert storage.sweep(time.time() - 60) == 0
+    assert storage.size("run/7b1e/2") == 23
+    assert storage.sweep(time.time() + 1) == 2
+    assert storage.size("run/7b1e/2") is None
+
+
+def test_a_sweep_of_a_local_storage_leaves_nothing_of_old_snapshots(tmp_path: Path, source) -> None:
+    storage = LocalStorage(tmp_path / "stored")
+    storage.put(source(b"old"), "run/7b1e/12")
+    (tmp_path / f"stored/run/7b1e/.12.{'0' * 32}.part").write_bytes(b"a killed writer's")
+    assert storage.sweep(time.time() + 1) == 2
+    assert list((tmp_path / "stored" / "run").iterdir()) == []
+
+
 @pytest.mark.parametrize(
-    "name", ["wedding.jpg", "photos/2020/wedding.jpg", "out/wedding.jpg", "out/7b1e/wedding.mp4", "out/photos/a.png"]
+    "name",
+    [
+        "run/wedding.jpg",
+        "run/7b1e/wedding",
+        "run/photos/1",
+        "run/7b1e/1/2",
+        "wedding.jpg",
+        "photos/2020/wedding.jpg",
+        "out/wedding.jpg",
+        "out/7b1e/wedding.mp4",
+        "out/photos/a.png",
+    ],
 )
 def test_a_sweep_never_touches_what_is_not_ours(tmp_path: Path, name: str) -> None:
     storage = LocalStorage(tmp_path / "shared")
