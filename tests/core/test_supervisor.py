@@ -219,8 +219,8 @@ def test_a_stop_reaches_all_workers_at_once_then_the_api_and_ends_also_who_does_
     drain_s = 4.0
     one = supervised(drain_s=drain_s, workers_only=False, gpu0="busy", gpu1="busy", gpu2="deaf")
     one.until_all_run("gpu0", "gpu1", "gpu2", "serve")
-    one.process.terminate()
     began = time.monotonic()
+    one.process.terminate()
     assert one.process.wait(60) == 0
     took = time.monotonic() - began
     (serve,) = one.lives("serve")

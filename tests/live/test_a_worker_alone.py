@@ -63,17 +63,20 @@ def until(condition: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(0.05)
 
 
-LONG = replace(REQUEST, height=512, width=512, num_inference_steps=400)
+LONG = replace(REQUEST, height=512, width=512, num_inference_steps=20)
+
+#: Longer than any test waits, on any machine.
+ENDLESS = replace(LONG, num_inference_steps=20_000)
 
 
 def test_a_stopped_worker_hands_a_long_job_back_after_its_patience_and_uncounted(
     queue: Queue, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    job = queue.submit(queued(LONG)).job
+    job = queue.submit(queued(ENDLESS)).job
     worker = start(POLYREEL_DRAIN_S="2")
     until(lambda: status(queue, job) is JobStatus.RUNNING, 60)
-    worker.send_signal(signal.SIGTERM)
     began = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
     worker.wait(20)
     assert time.monotonic() - began >= 2
     stored = queue.records.get(job.id)
@@ -84,13 +87,15 @@ def test_a_stopped_worker_hands_a_long_job_back_after_its_patience_and_uncounted
 def test_a_stopped_worker_finishes_a_short_job_and_takes_no_other(
     queue: Queue, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    first, second = (queue.submit(queued(replace(LONG, num_inference_steps=20))).job for _ in range(2))
+    jobs = [queue.submit(queued(LONG)).job for _ in range(9)]
     worker = start()
-    until(lambda: status(queue, first) is JobStatus.RUNNING, 60)
+    until(lambda: status(queue, jobs[0]) is not JobStatus.QUEUED, 60)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(40) == 0
-    assert status(queue, first) is JobStatus.SUCCEEDED
-    assert status(queue, second) is JobStatus.QUEUED
+    ends = [status(queue, job) for job in jobs]
+    done = ends.count(JobStatus.SUCCEEDED)
+    assert 1 <= done < 9, "a fast machine may have done a few before it was told"
+    assert ends == [JobStatus.SUCCEEDED] * done + [JobStatus.QUEUED] * (9 - done)
 
 
 def test_no_prompt_reaches_the_log_of_a_worker(

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import KEY, OTHER_KEY, LiveServer, start_live_server, stop_live_server
+from tests.live.descendants import all_gone_from, sessions_below, titles_in
 
 SLOW = {"model_id": "ltx", "num_frames": 25, "height": 512, "width": 512, "num_inference_steps": 40}
 
@@ -117,15 +118,15 @@ def test_the_queue_is_kept_over_a_stop_and_a_start_and_no_process_survives_its_s
     state = tmp_path / "state"
     state.mkdir()
     (state / "checkpoints").symlink_to(live.state_dir / "checkpoints")
-    server = start_live_server(state, tmp_path / "up.log", POLYREEL_DRAIN_S="0")
+    server = start_live_server(state, tmp_path / "up.log", "--workers=2", POLYREEL_DRAIN_S="0")
     finished = submit(server, num_inference_steps=2)
     until(ended_well(server, finished), 60)
     waiting = [submit(server) for _ in range(2)]
-    children = psutil.Process(server.process.pid).children(recursive=True)
+    below = sessions_below(server.process.pid)
+    assert titles_in(below).count("polyreel worker") == 2
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive
+    assert all_gone_from(below), titles_in(below)
     server = start_live_server(state, tmp_path / "up.log")
     try:
         assert fetch(server, finished)["status"] == "success"
