@@ -4,13 +4,14 @@
     polyreel:open             sorted set of unfinished job ids by creation time
     polyreel:open:owners      hash, owner to its number of unfinished jobs
     polyreel:ready:{model}    sorted set of waiting job ids in fair order; RQ's list rq:queue:{model} shows the same
-    polyreel:fair:{model}     hash, the state of that order: v (virtual time), f:{flow} (where its next job starts)
+    polyreel:fair:{model}     hash, the state of that order, see lua/common.lua
     polyreel:leases           sorted set of claimed job ids by deadline, see `polyreel.leases`
     polyreel:number:{n}       the job id behind a whole-number id (ModelsLab's clients want integers)
     polyreel:idempotency:{h}  hash, the job that an Idempotency-Key made
     polyreel:worker:{name}    what a live worker says of itself, JSON; expires when it stops beating
     polyreel:residents        hash, worker to the models in its memory, JSON
     polyreel:seconds          hash, model name to the moving mean of its seconds per job
+    polyreel:seconds:shapes   hash, `polyreel.durations.seconds_key` to the moving mean of its seconds, loading left out
     polyreel:rates            hash, model name to the moving mean of its `polyreel.admission.Rates`, JSON
     polyreel:counts           hash of counters, see `polyreel.metrics`
 
@@ -35,6 +36,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from polyreel.admission import Rates
+from polyreel.durations import NEWEST, towards
 from polyreel.errors import KeyReused, QueueUnavailable, TooManyJobs
 from polyreel.job import MAX_ATTEMPTS, SCHEMA, JobStatus, VideoJob
 from polyreel.rq_entry import entry_fields, iso_now
@@ -43,12 +45,13 @@ from polyreel.terms import IDEMPOTENCY_S, WEIGHTS, Terms
 
 OPEN = "polyreel:open"
 SECONDS = "polyreel:seconds"
+SHAPES = "polyreel:seconds:shapes"
 RATES = "polyreel:rates"
 RESIDENTS = "polyreel:residents"
 WORKER_PREFIX = "polyreel:worker:"
 
-#: How far a mean moves towards the newest measurement, 0..1.
-_NEWEST = 0.3
+#: How many shapes' seconds are kept.
+_MOST_SHAPES = 5000
 
 #: A worker that has not beaten for this long is shown as gone, seconds.
 HEARTBEAT_TTL_S = 15
@@ -213,8 +216,14 @@ class Records:
         if answer[0] == "other":
             raise KeyReused("This Idempotency-Key was sent before with another request; use a new one.")
         _, job_id, number, created_at = answer
-        earlier = self.get(job_id) if job_id != job.id else None
-        return earlier or StoredJob(replace(job, created_at=float(created_at)), int(number), 0, True)
+        if job_id == job.id:
+            return StoredJob(replace(job, created_at=float(created_at)), int(number), 0, True)
+        earlier = self.get(job_id)
+        if earlier:
+            return earlier
+        return self.create(  # its record expired this moment, so the key stands for nothing any more
+            job, max_open, max_open_of_owner=max_open_of_owner, timeout_s=timeout_s, terms=terms
+        )
 
     def get(self, job_id: str) -> StoredJob | None:
         """Return a record, or None."""
@@ -279,17 +288,27 @@ class Records:
         """Say that `worker` has stopped."""
         self.client.delete(f"{WORKER_PREFIX}{worker}")
 
-    def learn_seconds(self, model: str, seconds: float, rates: Rates | None = None) -> None:
-        """Move a model's mean seconds per job, and its rates, towards the newest measurement.
+    def learn_seconds(
+        self, model: str, seconds: float, rates: Rates | None = None, *, shape: str = "", own_s: float = 0.0
+    ) -> None:
+        """Move a model's mean seconds per job, its rates and its shape's seconds towards the newest measurement.
 
         Two workers that learn at once may lose one measurement of the two, which the next one makes good.
+
+        Args:
+            shape: from `polyreel.durations.seconds_key`, "" for none.
+            own_s: seconds of this job without loading its model.
         """
         before = self.client.hget(SECONDS, model)
-        mean = seconds if before is None else (1 - _NEWEST) * float(before) + _NEWEST * seconds
-        self.client.hset(SECONDS, model, f"{mean:.3f}")
+        self.client.hset(SECONDS, model, f"{towards(float(before) if before else None, seconds):.3f}")
         if rates:
             known = parse_rates(self.client.hget(RATES, model))
-            self.client.hset(RATES, model, json.dumps(asdict(known.towards(rates, _NEWEST) if known else rates)))
+            self.client.hset(RATES, model, json.dumps(asdict(known.towards(rates, NEWEST) if known else rates)))
+        if shape:
+            if self.client.hlen(SHAPES) >= _MOST_SHAPES:  # clients choose the sizes; what matters is soon known again
+                self.client.delete(SHAPES)
+            before = self.client.hget(SHAPES, shape)
+            self.client.hset(SHAPES, shape, f"{towards(float(before) if before else None, own_s):.3f}")
 
 
 def parse_rates(text: object) -> Rates | None:

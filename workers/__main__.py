@@ -106,6 +106,8 @@ def _work(options: argparse.Namespace) -> int:
             "memory_bytes": memory[1] if memory else None,
             "models": [] if worker.is_draining else models(),
             "loaded": residency.loaded,
+            "capacity": settings.resident_models,
+            "held_s": round(runner.held_s, 3),
             "unavailable": attempts.unavailable,
             "job": runner.current[0] if runner.current else "",
             "jobs": [claim.job_id for claim in keeping.claims],

@@ -16,6 +16,7 @@ import structlog
 
 from models import PreparedRequest
 from polyreel.admission import work
+from polyreel.durations import seconds_key
 from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim
@@ -115,13 +116,20 @@ class JobRunner:
             taken = [job for claim in claims if (job := self._read(claim))]
             if taken:
                 self.current = tuple(claim.job_id for _, claim in taken)
+                self._keeping.refresh()
                 with structlog.contextvars.bound_contextvars(model=taken[0][0].request.model, **_named(taken)):
                     self._run(taken, limit)
         except (SystemExit, KeyboardInterrupt) as stop:
             self.hand_back()
             raise type(stop)() from None  # without the pipeline's frames, which RQ would print
+        except Exception as err:  # a mistake of ours; counted, so that it does not go round for ever
+            log.critical("jobs handed back", exc_info=err)
+            for claim in claims:
+                if claim not in self._finishing and claim in self._keeping.claims:
+                    self._release(claim, counted=True)
         finally:
             self.current = ()
+            self._keeping.refresh()
 
     def finish(self) -> None:
         """Wait for the files in the making; a stop of the process hands them back."""
@@ -162,67 +170,55 @@ class JobRunner:
     def _run(self, taken: list[Taken], limit: Limit) -> None:
         timings: dict[str, float] = {}
         reports = Reports(self._reports, self._keeping, self.worker, [claim for _, claim in taken])
-        snapshots = self._snapshots(taken)
+
+        def started() -> None:
+            self._keeping.refresh()  # says what is in memory now
+            reports.start()
+
+        was_loaded = taken[0][0].request.model in self.residency.loaded
+        made: list[Made | Exception] = []
         try:
-            with limit(), timed(timings, "load"):
-                prepared = self._prepare(taken)
-                if not taken:
-                    return
-                self._say_started(taken)
-            was_loaded = taken[0][0].request.model in self.residency.loaded
             with limit():
-                made = self.attempts.make_all(prepared, reports.start, reports.step, timings, snapshots)
+                with timed(timings, "load"):
+                    prepared = self._prepare(taken)
+                good = [one for one in prepared if not isinstance(one, Exception)]
+                if good:
+                    self._say_started(taken)
+                    made = self.attempts.make_all(good, started, reports.step, timings)
         except Cancelled:
-            self._end_dropped(taken, snapshots)
+            self._end_dropped(taken)
             return
         except Exception as err:
-            self._end_all(taken, err, snapshots)
+            self._end_all(taken, err)
             return
-        finally:
-            if snapshots:
-                snapshots.close()  # they stay for the next attempt until the job has ended
         self._keeping.untimed()
-        if not was_loaded:
-            self._loaded_at = time.monotonic() - timings.get("generate", 0.0)
+        if good and not was_loaded:
             with suppress(QueueUnavailable), redis_errors():
-                self.queue.leases.learn_swap(taken[0][0].request.model, timings.get("load", 0.0))
+                self.queue.leases.learn_swap(taken[0][0].request.model, timings["load"])
         share = {stage: seconds / len(taken) for stage, seconds in timings.items()}
-        videos = []
-        for (job, claim), one in zip(taken, made, strict=True):
+        videos, rest = [], iter(made)
+        for (job, claim), one in zip(taken, prepared, strict=True):
+            end = one if isinstance(one, Exception) else next(rest)
             if claim in reports.dropped:
                 self._end_dropped([(job, claim)])
-            elif isinstance(one, Exception):
-                self._end_all([(job, claim)], one, snapshots)
+            elif isinstance(end, Exception):
+                self._end_all([(job, claim)], end)
             else:
-                video, facts = one
-                videos.append(Finished(job, claim, video, facts, share | video.seconds, snapshots))
+                video, facts = end
+                videos.append(Finished(job, claim, video, facts, share | video.seconds))
+        self._finishing = {one.claim for one in videos}
         self._finisher.hand(videos)
 
-    def _snapshots(self, taken: Sequence[Taken]) -> JobSnapshots | None:
-        """Return where a long job that runs alone saves what it has, and finds what an earlier attempt saved."""
-        [(job, claim), *others] = taken
-        if others or isinf(self._resume_after_s):
-            return None
-        estimated_s = None
-        with suppress(QueueUnavailable), redis_errors():
-            rates = parse_rates(self._reports.client.hget(RATES, job.request.model))
-            if rates:
-                estimated_s = work(self.residency.catalogue[job.request.model], job.request).seconds(rates)
-        if not wants_snapshots(estimated_s, self._resume_after_s):
-            return None
-        return JobSnapshots(self._storage, job.id, claim.fence, every=self._resume_every, scratch=self._scratch)
-
-    def _prepare(self, taken: list[Taken]) -> list[PreparedRequest]:
-        """Bring to hand what the requests refer to; those that cannot be prepared fail and leave `taken`."""
-        prepared = []
-        for job, claim in list(taken):
+    def _prepare(self, taken: list[Taken]) -> list[PreparedRequest | Exception]:
+        """Bring to hand what the requests refer to; an error for each that cannot be prepared."""
+        prepared: list[PreparedRequest | Exception] = []
+        for job, _ in taken:
             try:
                 prepared.append(self.preparer.prepare(job.request))
             except Exception as err:
                 if is_timeout(err):
                     raise
-                taken.remove((job, claim))
-                self._end_all([(job, claim)], err)
+                prepared.append(err)
         return prepared
 
     def _say_started(self, taken: list[Taken]) -> None:
@@ -299,7 +295,9 @@ class JobRunner:
         rest = max(0.0, taken - timings["load"] - denoising)
         rates = work(self.residency.catalogue[request.model], request).rates(denoising, rest)
         with suppress(QueueUnavailable), redis_errors():  # the job has ended well; a mean is not worth its failure
-            self.records.learn_seconds(request.model, taken, rates)
+            self.records.learn_seconds(
+                request.model, taken, rates, shape=seconds_key(request), own_s=taken - timings["load"]
+            )
 
 
 def _named(taken: Sequence[Taken]) -> dict[str, object]:
