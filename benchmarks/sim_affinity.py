@@ -61,6 +61,10 @@ class Gpu:
     resident: OrderedDict[str, None] = field(default_factory=OrderedDict)
     loaded_at: float = 0.0
     turn: int = 0
+    #: The job that it has or had, and when that denoises and ends.
+    number: int = -1
+    starts_at: float = 0.0
+    ends_at: float = 0.0
 
 
 Policy = Callable[["Fleet", Gpu, float], "str | None"]
@@ -199,7 +203,14 @@ def arrivals(gpus: int, models: int, load: float, jobs: int, seed: int) -> list[
 
 
 def simulate(
-    jobs: Sequence[Arrival], models: int, gpus: int, policy: Policy, *, capacity: int = 1, seed: int = 0
+    jobs: Sequence[Arrival],
+    models: int,
+    gpus: int,
+    policy: Policy,
+    *,
+    capacity: int = 1,
+    seed: int = 0,
+    submitted: Callable[[Fleet, int], None] = lambda fleet, number: None,
 ) -> Iterator[Start]:
     """Run jobs through a policy and yield each start as it happens.
 
@@ -207,6 +218,7 @@ def simulate(
         jobs: in the order of their arrival.
         capacity: models that a GPU holds at once; the one that was not used for longest makes room.
         seed: of a policy that draws lots.
+        submitted: called with the fleet and a job's number once the job is in its queue or on a GPU.
     """
     queues = {model: deque[tuple[float, int]]() for model in names(models)}
     fleet = Fleet(names(models), queues, [Gpu() for _ in range(gpus)], random.Random(seed))
@@ -219,7 +231,9 @@ def simulate(
         now = min(next_job.at, look_at, ends[0][0] if ends else inf)
         while ends and ends[0][0] <= now:
             idle.append(heapq.heappop(ends)[2])
+        new = []
         while next_job.at <= now:
+            new.append(next_number)
             queues[next_job.model].append((next_job.at, next_number))
             next_number, next_job = next(upcoming, (0, NEVER))
         for gpu in list(idle):
@@ -228,8 +242,12 @@ def simulate(
                 idle.remove(gpu)
                 start = Start(queues[model].popleft()[1], now, gpu, model not in gpu.resident)
                 yield (start := take(fleet, start, model, capacity))
-                heapq.heappush(ends, (start.at + jobs[start.number].seconds, started, gpu))
+                gpu.number, gpu.starts_at = start.number, start.at
+                gpu.ends_at = start.at + jobs[start.number].seconds
+                heapq.heappush(ends, (gpu.ends_at, started, gpu))
                 started += 1
+        for number in new:
+            submitted(fleet, number)
         look_at = now + LOOK_S if idle and any(queues.values()) else inf
 
 
