@@ -141,7 +141,7 @@ class Leases:
         Returns:
             Job id to what was done about it.
         """
-        said = [str(part) for part in self._repair(args=arguments({"lease_s": self.lease_s}))]
+        said = [str(part) for part in self._repair(args=arguments({"lease_s": self.lease_s, "schema": SCHEMA}))]
         return dict(zip(said[::2], said[1::2], strict=True))
 
     def beat(self, worker: str, about: Mapping[str, object]) -> None:

@@ -52,8 +52,13 @@ def _prelude() -> str:
 
 
 def script(client: redis.Redis, name: str) -> Script:
-    """Return a script of `polyreel/lua/` as a function of `client`; it names its keys itself, so no Redis Cluster."""
-    return client.register_script(_prelude() + (files("polyreel") / "lua" / f"{name}.lua").read_text("utf-8"))
+    """Return a script of `polyreel/lua/` as a function of `client`; it names its keys itself, so no Redis Cluster.
+
+    A Redis whose memory is full takes no new job in and goes on with all that it has. The first line says so, which
+    needs Redis 7 or Valkey.
+    """
+    first = "#!lua\n" if name == "submit" else "#!lua flags=allow-oom\n"
+    return client.register_script(first + _prelude() + (files("polyreel") / "lua" / f"{name}.lua").read_text("utf-8"))
 
 
 def exception_text(message: str) -> str:

@@ -12,7 +12,7 @@ local function advance(id, fence)
   if is_over(r[1]) then return (fence ~= '' and fence == r[5] and terms.status == r[1]) and 1 or 0 end
   if fence ~= '' then
     if r[3] ~= fence then return 0 end
-    if r[2] == '1' then retake(id, r[6], terms.worker, r[7], t, terms.lease_s) end
+    if r[2] == '1' and not retake(id, r[6], terms.worker, r[7], t, terms.lease_s) then return 0 end
   end
   for i = 1, #fields, 2 do
     if fields[i] ~= 'progress' or tonumber(fields[i + 1]) > tonumber(r[4]) then

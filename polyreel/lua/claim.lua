@@ -12,8 +12,8 @@ local function head(model)
   local ready = 'polyreel:ready:' .. model
   for _, id in ipairs(redis.call('ZRANGE', ready, 0, 63)) do
     local r = redis.call('HMGET', job_key(id), 'status', 'claimable', 'schema', 'created_at')
-    if not r[1] or is_over(r[1]) or r[2] ~= '1' then unlist(id, model)
-    elseif tonumber(r[3] or '1') <= terms.schema then return id, t - tonumber(r[4]) end
+    if not r[1] or is_over(r[1]) or r[2] ~= '1' then leave_line(id, model)
+    elseif tonumber(r[3] or '1') <= terms.schema then return id, t - (tonumber(r[4] or '') or t) end
   end
 end
 
@@ -27,31 +27,31 @@ local warm = {} -- what other live workers have in memory
 local residents = redis.call('HGETALL', 'polyreel:residents')
 for i = 1, #residents, 2 do
   local said = cjson.decode(residents[i + 1])
-  if residents[i] ~= terms.worker and said['until'] > t then
+  if said['until'] <= t then redis.call('HDEL', 'polyreel:residents', residents[i])
+  elseif residents[i] ~= terms.worker then
     for _, model in ipairs(said.models) do warm[model] = true end
   end
 end
 
 -- The rule is polyreel.scheduling.choose, where it is explained; a test holds the two together.
-local resident, rule = set(terms.resident), terms.rule
-local heads, at_hand, due, free = {}, nil, nil, nil
+local resident, rule, heads = set(terms.resident), terms.rule, {}
+local at_hand, due, free
 
-local function longest(model, other) -- of two models, either may be nil, the one whose head has waited longer
-  if not other then return model end
-  local a, b = heads[model].waited, heads[other].waited
-  return (a > b or (a == b and model < other)) and model or other
+local function longer(a, b) -- the one of two models whose head has waited longer
+  if not b or heads[a].waited > heads[b].waited or (heads[a].waited == heads[b].waited and a < b) then return a end
+  return b
 end
 
 for _, model in ipairs(terms.models) do
   local id, waited = head(model)
   if id then
     heads[model] = {id = id, waited = waited}
-    if resident[model] then at_hand = longest(model, at_hand)
+    local loading_s = terms.swap_s[model] or rule.default_swap_s
+    if resident[model] then at_hand = longer(model, at_hand)
     else
-      local loading_s = terms.swap_s[model] or rule.default_swap_s
       local patience_s = rule.max_wait_s * (warm[model] and rule.peer_factor or 1)
-      if waited > patience_s and terms.held_s >= rule.quantum_swaps * loading_s then due = longest(model, due) end
-      if not warm[model] or waited >= rule.grace_swaps * loading_s then free = longest(model, free) end
+      if waited > patience_s and terms.held_s >= rule.quantum_swaps * loading_s then due = longer(model, due) end
+      if not warm[model] or waited >= rule.grace_swaps * loading_s then free = longer(model, free) end
     end
   end
 end
@@ -60,10 +60,10 @@ if due and (not at_hand or heads[due].waited > heads[at_hand].waited) then model
 if not model then return {} end
 
 local ready, first = 'polyreel:ready:' .. model, heads[model].id
-local r = redis.call('HMGET', job_key(first), 'batch_key', 'pixels', 'tag', 'attempts')
+local r = redis.call('HMGET', job_key(first), 'batch_key', 'pixels', 'attempts')
 local limit = 1
 -- A job that was tried before may be what took its worker down: it runs alone, or it would take others down with it.
-if r[1] and r[1] ~= '' and tonumber(r[4] or '0') == 0 then
+if r[1] and r[1] ~= '' and tonumber(r[3] or '0') == 0 then
   -- what was measured of the smallest size that is at least as large; nothing measured is one at a time
   for _, size in ipairs(terms.batches[model] or {}) do
     if size[1] >= tonumber(r[2]) then limit = size[2] break end
@@ -80,17 +80,19 @@ if limit > 1 then
     end
   end
 end
--- Only the head moves the virtual time on: a follower from far behind must not put newcomers after all before it.
-local fair = 'polyreel:fair:' .. model
-if tonumber(r[3] or '0') > tonumber(redis.call('HGET', fair, 'v') or '0') then redis.call('HSET', fair, 'v', r[3]) end
+-- Only the head takes a turn: a follower from far behind must not put newcomers after all before it.
+local fair, place = 'polyreel:fair:' .. model, redis.call('ZSCORE', ready, first)
+local turn = math.floor(tonumber(place) / LINES)
+if turn > tonumber(redis.call('HGET', fair, 'v') or '0') then redis.call('HSET', fair, 'v', whole(turn)) end
 
 local jobs = {}
 for i, id in ipairs(ids) do
   local key, execution = job_key(id), terms.claim .. '-' .. i
-  unlist(id, model)
+  if i == 1 then take_turn(id, model) else leave_line(id, model) end
   local fence = redis.call('HINCRBY', key, 'fence', 1)
   redis.call('HINCRBY', key, 'attempts', 1)
-  redis.call('HSET', key, 'claimable', 0, 'worker', terms.worker, 'started_at', seconds(t), 'execution', execution)
+  redis.call('HSET', key, 'claimable', 0, 'worker', terms.worker, 'started_at', seconds(t), 'execution', execution,
+    'tag', i == 1 and place or '')
   if RANK[redis.call('HGET', key, 'status')] < RANK['loading'] then redis.call('HSET', key, 'status', 'loading') end
   lease(id, model, terms.worker, execution, t, terms.lease_s)
   if redis.call('EXISTS', RQ_JOB .. id) == 1 then

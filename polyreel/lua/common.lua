@@ -18,9 +18,19 @@ local function is_over(status)
   return RANK[status] == RANK['succeeded']
 end
 
--- Put a waiting job into the order of its model. RQ's list shows the same members to RQ's own tools.
-local function enlist(id, model, tag)
-  redis.call('ZADD', 'polyreel:ready:' .. model, tag, id)
+-- The order of a model's waiting jobs, as polyreel.scheduling.FairOrder explains it: the jobs of one flow (an owner in a
+-- lane) form a line, and lines take turns. A place is turn * LINES + line: a whole number, so no two jobs have the same,
+-- and one score says whose turn it is and which jobs are of one line. polyreel:fair:{model} holds v (the turn that is
+-- served), since (when nobody waited last), lines (how many), l:{flow} (its line), f:{line} (its next free turn) and
+-- c:{line} (what a turn of it costs). Doubles are exact to 2^53: 143 million turns without an idle moment.
+local LINES, TURN = 2 ^ 20, 60
+
+local function whole(x)
+  return string.format('%.0f', x)
+end
+
+-- RQ's list shows the members of the order to RQ's own tools.
+local function show(id, model)
   redis.call('SADD', 'polyreel:models', model)
   redis.call('LREM', RQ_QUEUE .. model, 1, id)
   redis.call('RPUSH', RQ_QUEUE .. model, id)
@@ -30,9 +40,78 @@ local function enlist(id, model, tag)
   end
 end
 
-local function unlist(id, model)
+-- Put a new job at the end of its line. Returns its place.
+local function join_line(id, model, flow, cost, t)
+  local fair, ready = 'polyreel:fair:' .. model, 'polyreel:ready:' .. model
+  if redis.call('ZCARD', ready) == 0 then redis.call('DEL', fair) end -- nobody waits, so nobody is owed anything
+  redis.call('HSETNX', fair, 'since', seconds(t))
+  local line = redis.call('HGET', fair, 'l:' .. flow)
+  if not line then
+    line = redis.call('HINCRBY', fair, 'lines', 1)
+    redis.call('HSET', fair, 'l:' .. flow, line)
+  end
+  cost = math.floor(cost * TURN + 0.5)
+  local f = redis.call('HMGET', fair, 'v', 'f:' .. line)
+  local turn = math.max(tonumber(f[1] or '0'), tonumber(f[2] or '0'))
+  redis.call('HSET', fair, 'f:' .. line, whole(turn + cost), 'c:' .. line, whole(cost))
+  local place = whole(turn * LINES + line)
+  redis.call('ZADD', ready, place, id)
+  show(id, model)
+  return place
+end
+
+-- Take a job out of the order and leave its turn with it: it was served at the head.
+local function take_turn(id, model)
   redis.call('ZREM', 'polyreel:ready:' .. model, id)
   redis.call('LREM', RQ_QUEUE .. model, 1, id)
+end
+
+-- Take a job out of the order that had no turn (it shares another's call, or has ended): the younger ones of its line
+-- move up, since a gap would let other lines pass.
+local function leave_line(id, model)
+  local ready = 'polyreel:ready:' .. model
+  local free = tonumber(redis.call('ZSCORE', ready, id) or '-1')
+  take_turn(id, model)
+  if free < 0 then return end
+  local line, behind = free % LINES, redis.call('ZRANGEBYSCORE', ready, whole(free), '+inf', 'WITHSCORES')
+  for i = 1, #behind, 2 do
+    local place = tonumber(behind[i + 1])
+    if place % LINES == line then
+      redis.call('ZADD', ready, whole(free), behind[i])
+      free = place
+    end
+  end
+  redis.call('HSET', 'polyreel:fair:' .. model, 'f:' .. whole(line), whole(math.floor(free / LINES)))
+end
+
+-- Let a job wait again: at its own place; or, if it has none (it shared a call), behind the older ones of its line.
+-- Who came before the order began anew is before all that came since.
+local function return_to_line(id, model, t)
+  local fair, ready = 'polyreel:fair:' .. model, 'polyreel:ready:' .. model
+  local r = redis.call('HMGET', job_key(id), 'tag', 'lane', 'owner', 'number', 'created_at')
+  local created_at = tonumber(r[5] or '') or t
+  local f = redis.call('HMGET', fair, 'since', 'v', 'l:' .. (r[2] or '') .. ':' .. (r[3] or ''))
+  local line = tonumber(f[3] or '')
+  if not line or created_at < tonumber(f[1] or t) then
+    redis.call('ZADD', ready, seconds(math.min(created_at - tonumber(f[1] or t), -1e-6)), id)
+  elseif r[1] and r[1] ~= '' and redis.call('ZCOUNT', ready, r[1], r[1]) == 0 then
+    redis.call('ZADD', ready, r[1], id)
+  else
+    local mine = redis.call('HMGET', fair, 'f:' .. line, 'c:' .. line)
+    local turn = math.max(tonumber(f[2] or '0'), tonumber(mine[1] or '0'))
+    local place, waiting = turn * LINES + line, redis.call('ZREVRANGE', ready, 0, -1, 'WITHSCORES')
+    for i = 1, #waiting, 2 do
+      local score = tonumber(waiting[i + 1])
+      if score >= 0 and score % LINES == line then
+        if tonumber(redis.call('HGET', job_key(waiting[i]), 'number') or '0') < tonumber(r[4]) then break end
+        redis.call('ZADD', ready, whole(place), waiting[i])
+        place = score
+      end
+    end
+    redis.call('ZADD', ready, whole(place), id)
+    redis.call('HSET', fair, 'f:' .. line, whole(turn + tonumber(mine[2] or TURN)))
+  end
+  show(id, model)
 end
 
 -- The deadline that counts lies in polyreel:leases. RQ compares its own score with the reader's clock and fails what has
@@ -59,13 +138,16 @@ local function unlease(id, model, execution)
 end
 
 -- An owner that was taken for dead comes back while nobody else has the job: it has it again, under the same fence.
+-- Returns false for one who gave the job back by himself: that was meant, and a renewal under way then comes too late.
 local function retake(id, model, worker, execution, t, lease_s)
-  unlist(id, model)
+  if not execution or execution == '' then return false end
+  if redis.call('HGET', job_key(id), 'tag') == '' then leave_line(id, model) else take_turn(id, model) end
   redis.call('HSET', job_key(id), 'claimable', 0, 'worker', worker)
   lease(id, model, worker, execution, t, lease_s)
   if redis.call('EXISTS', RQ_JOB .. id) == 1 then
     redis.call('HSET', RQ_JOB .. id, 'status', 'started', 'worker_name', worker)
   end
+  return true
 end
 
 -- Everything that an end entails beside the record's own fields.
@@ -77,7 +159,7 @@ local function finish(id, status, fence, t, retention_s, rq)
   redis.call('EXPIRE', key, retention_s)
   if r[3] then redis.call('EXPIRE', 'polyreel:number:' .. r[3], retention_s) end
   redis.call('ZREM', 'polyreel:open', id)
-  unlist(id, model)
+  leave_line(id, model)
   unlease(id, model, r[2])
   if r[4] and redis.call('HINCRBY', 'polyreel:open:owners', r[4], -1) <= 0 then
     redis.call('HDEL', 'polyreel:open:owners', r[4])
@@ -87,13 +169,16 @@ local function finish(id, status, fence, t, retention_s, rq)
     local how = RQ_ENDS[status]
     redis.call('HSET', RQ_JOB .. id, 'status', how.status, 'ended_at', rq.iso, 'worker_name', '')
     redis.call('EXPIRE', RQ_JOB .. id, how.ttl)
+    -- RQ tidies its registries when somebody asks for them, and perhaps nobody ever does
+    redis.call('ZREMRANGEBYSCORE', how.registry .. model, '-inf', seconds(t))
     redis.call('ZADD', how.registry .. model, seconds(t + how.ttl), id)
     if how.type then
       local result = {'created_at', seconds(t), 'type', how.type}
       if status == 'succeeded' then result[5], result[6] = 'return_value', RQ_NOTHING
       elseif rq.error then result[5], result[6] = 'exc_string', rq.error end
       redis.call('XADD', RQ_RESULTS .. id, 'MAXLEN', '10', '*', unpack(result))
-      redis.call('EXPIRE', RQ_RESULTS .. id, how.ttl)
+      -- A new stream reserves 4 KB, as much as the record takes; written back it takes what it holds.
+      redis.call('RESTORE', RQ_RESULTS .. id, how.ttl * 1000, redis.call('DUMP', RQ_RESULTS .. id), 'REPLACE')
     end
   end
 end
@@ -101,17 +186,19 @@ end
 -- Give a job that a worker has back to the queue, at its old place; or fail it when it has had its attempts.
 local function hand_back(id, counted, t, terms)
   local key = job_key(id)
-  local r = redis.call('HMGET', key, 'model', 'tag', 'execution', 'attempts', 'fence')
-  if counted and tonumber(r[4]) >= terms.max_attempts then
+  local r = redis.call('HMGET', key, 'model', 'execution', 'attempts', 'fence')
+  if counted and tonumber(r[3]) >= terms.max_attempts then
     redis.call('HSET', key, 'error_code', terms.error_code, 'error_message', terms.error_message)
-    finish(id, 'failed', r[5], t, terms.retention_s, terms.rq)
+    finish(id, 'failed', r[4], t, terms.retention_s, terms.rq)
     return 'failed'
   end
-  unlease(id, r[1], r[3])
+  unlease(id, r[1], r[2])
   redis.call('HSET', key, 'claimable', 1, 'worker', '')
   if counted then redis.call('HINCRBY', 'polyreel:counts', 'requeued', 1)
   else redis.call('HINCRBY', key, 'attempts', -1) end
-  enlist(id, r[1], r[2] or 0)
-  if counted then redis.call('HINCRBY', RQ_JOB .. id, 'retries_left', -1) end
+  return_to_line(id, r[1], t)
+  if counted and redis.call('EXISTS', RQ_JOB .. id) == 1 then
+    redis.call('HINCRBY', RQ_JOB .. id, 'retries_left', -1)
+  end
   return 'queued'
 end

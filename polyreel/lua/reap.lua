@@ -14,8 +14,14 @@ else
   -- out meanwhile say nothing; their owners have one lease's time to come back.
   local reaper = redis.call('HMGET', 'polyreel:reaper', 'last', 'hold')
   redis.call('HSET', 'polyreel:reaper', 'last', seconds(t))
-  if t - tonumber(reaper[1] or '0') > terms.gap_s then
+  local away = t - tonumber(reaper[1] or '0')
+  if away > terms.gap_s or away < -1 then
     redis.call('HSET', 'polyreel:reaper', 'hold', seconds(t + terms.lease_s))
+    if away < 0 then -- the clock was put back: by it, no lease may end later than if it were renewed now
+      for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'polyreel:leases', seconds(t + terms.lease_s), '+inf')) do
+        redis.call('ZADD', 'polyreel:leases', seconds(t + terms.lease_s), id)
+      end
+    end
     return said
   end
   if t < tonumber(reaper[2] or '0') then return said end

@@ -8,7 +8,8 @@ for i = 2, #ARGV, 2 do
   local word = 'ok'
   if not r[1] or r[2] ~= ARGV[i + 1] then word = 'lost'
   elseif is_over(r[1]) then word = r[1]
-  elseif r[3] == '1' then retake(id, r[4], terms.worker, r[5], t, terms.lease_s)
+  elseif r[3] == '1' then
+    if not retake(id, r[4], terms.worker, r[5], t, terms.lease_s) then word = 'lost' end
   else lease(id, r[4], terms.worker, r[5], t, terms.lease_s) end
   said[#said + 1] = word
 end

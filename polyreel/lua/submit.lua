@@ -7,26 +7,20 @@ if have[1] then return {'taken', id, have[1], have[2]} end -- the reply was lost
 if terms.idempotency_key ~= '' then
   local seen = redis.call('HMGET', terms.idempotency_key, 'job', 'digest')
   if seen[1] and seen[2] ~= terms.digest then return {'other'} end
-  local before = seen[1] and redis.call('HMGET', job_key(seen[1]), 'number', 'created_at')
-  if before and before[1] then return {'again', seen[1], before[1], before[2]} end
+  local before = seen[1] and redis.call('HMGET', job_key(seen[1]), 'number', 'created_at', 'request')
+  if before and before[3] then return {'again', seen[1], before[1], before[2]} end
 end
 if redis.call('ZCARD', 'polyreel:open') >= terms.max_open then return {'full'} end
 local owned = tonumber(redis.call('HGET', 'polyreel:open:owners', terms.owner) or '0')
 if owned >= terms.max_open_of_owner then return {'owner_full'} end
 
 local t = now()
--- Not a bare INCR: a counter that a crash rolls back would hand a number out twice.
+-- Not a bare INCR: a counter that a crash rolled back would hand a number out twice.
 local last = tonumber(redis.call('GET', 'polyreel:number') or '0')
-local number = string.format('%.0f', math.max(last + 1, math.floor(t * 1000)))
-
--- Start-time fair queuing: a flow's next job starts where its last one ends, but never before what is served now.
-local fair = 'polyreel:fair:' .. model
-if redis.call('ZCARD', 'polyreel:ready:' .. model) == 0 then redis.call('DEL', fair) end
-local f = redis.call('HMGET', fair, 'v', 'f:' .. terms.flow)
-local start = math.max(tonumber(f[1] or '0'), tonumber(f[2] or '0'))
-redis.call('HSET', fair, 'f:' .. terms.flow, string.format('%.9f', start + terms.cost))
--- Equal starts are served in the order of their coming.
-local tag = string.format('%.9f', start + redis.call('HINCRBY', fair, 'n', 1) * 1e-9)
+local number = math.max(last + 1, math.floor(t * 1000))
+while redis.call('EXISTS', 'polyreel:number:' .. whole(number)) == 1 do number = number + 1 end
+number = whole(number)
+local tag = join_line(id, model, terms.flow, terms.cost, t)
 
 redis.call('SET', 'polyreel:number', number)
 redis.call('SET', 'polyreel:number:' .. number, id)
@@ -37,7 +31,6 @@ redis.call('ZADD', 'polyreel:open', seconds(t), id)
 redis.call('HINCRBY', 'polyreel:open:owners', terms.owner, 1)
 redis.call('HINCRBY', 'polyreel:counts', 'submitted', 1)
 redis.call('HSET', RQ_JOB .. id, unpack(ARGV, 2 + terms.fields))
-enlist(id, model, tag)
 if terms.idempotency_key ~= '' then
   redis.call('DEL', terms.idempotency_key)
   redis.call('HSET', terms.idempotency_key, 'job', id, 'digest', terms.digest)
