@@ -110,7 +110,7 @@ def _work(options: argparse.Namespace) -> int:
             "held_s": round(runner.held_s, 3),
             "unavailable": attempts.unavailable,
             "job": runner.current[0] if runner.current else "",
-            "jobs": [claim.job_id for claim in keeping.claims],
+            "jobs": runner.jobs(),
         }
 
     keeping = Keeping(
@@ -141,12 +141,14 @@ def _work(options: argparse.Namespace) -> int:
 
     def claim() -> list[Claim]:
         wishes = Wishes(models(), residency.loaded, runner.held_s, swap_s, batch_sizes.limits())
-        return queue.leases.claim(name, wishes)
+        claims = queue.leases.claim(name, wishes)
+        if claims:
+            keeping.hold(claims)  # at once: whatever comes between here and their call, they are kept or given back
+        return claims
 
     def run(claims: Sequence[Claim]) -> None:
         keeping.hold(claims, settings.job_timeout_s)
         runner.run(claims, lambda: UnixSignalDeathPenalty(settings.job_timeout_s, JobTimeoutException))  # type: ignore[no-untyped-call]
-        keeping.refresh()
         with suppress(RedisError):  # the old figures serve as well
             swap_s.update(queue.leases.swap_seconds())
         if attempts.fitness.unfit:
@@ -159,6 +161,8 @@ def _work(options: argparse.Namespace) -> int:
         list(settings.catalogue.models),
         claim=claim,
         run=run,
+        jobs=runner.jobs,
+        on_drain=keeping.refresh,
         drain_s=settings.drain_s,
     )
     attempts.unavailable = {model: trouble for model, trouble in state.items() if trouble}

@@ -84,23 +84,16 @@ class Finisher:
 
     def hand(self, videos: Sequence[Finished]) -> None:
         """Take the videos of one call; wait until those of the call before are done, so that memory is bounded."""
-        self.wait()
         if videos:
+            self.wait()
             self._thread = threading.Thread(target=self._run, args=(list(videos),), name="finisher", daemon=True)
             self._thread.start()
 
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until nothing is in the making; return False when the time is up before."""
-        if self._thread is not None:
-            # In slices: a signal is handled between them.
-            while self._thread.is_alive():
-                self._thread.join(0.2 if timeout_s is None else min(0.2, timeout_s))
-                if timeout_s is not None:
-                    timeout_s -= 0.2
-                    if timeout_s <= 0 and self._thread.is_alive():
-                        return False
-            self._thread = None
-        return True
+    def wait(self) -> None:
+        """Wait until nothing is in the making."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(0.2)  # in slices: a signal is handled between them
+        self._thread = None
 
     def give_up(self) -> None:
         """Write nothing more: the jobs are being given back."""
@@ -111,8 +104,12 @@ class Finisher:
             made = videos.pop(0)
             with structlog.contextvars.bound_contextvars(job_id=made.job.id, model=made.job.request.model):
                 succeeded = self._finish(made)
-                if not self._is_over.is_set():
+                if self._is_over.is_set():
+                    return  # what is left is given back
+                try:
                     self._on_end(made, succeeded)
+                except Exception as err:  # the others of the call must come to their ends
+                    log.error("end of a job not noted", exc_info=err)
 
     def _finish(self, made: Finished) -> bool:
         try:
@@ -161,7 +158,10 @@ class Finisher:
             raise Cancelled("The job ended, or belongs to another worker now.")
 
     def _fail(self, made: Finished, err: Exception) -> None:
-        fail(self._records, made.job, made.claim, self._worker, err)
+        if self._is_over.is_set():  # it runs again elsewhere
+            log.info("job dropped", reason="given back", trouble=str(err))
+        else:
+            fail(self._records, made.job, made.claim, self._worker, err)
         self._results.discard(made.job, made.claim.fence)
 
 

@@ -42,6 +42,9 @@ REPAIR_S = 30.0
 #: How much longer than its limit a job may take to heed the timer, seconds.
 OVERTIME_S = 5.0
 
+#: Seconds between two looks at a worker that is stopped.
+_STOPPED_S = 0.2
+
 #: How long a keeper tries to give back the jobs of its dead worker, seconds; after that their leases run out.
 _FAREWELL_S = 10.0
 
@@ -75,14 +78,12 @@ class State:
         claims: job id and fence of every job that it has.
         timed: the jobs among them whose time is limited; when it is up, they fail and the worker ends.
         limit_s: seconds from now that they may take, None for no limit.
-        is_leaving: True in the last line: the worker has given back or finished what it had.
     """
 
     about: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     claims: list[tuple[str, int]] = field(default_factory=list)
     timed: list[tuple[str, int]] = field(default_factory=list)
     limit_s: float | None = None
-    is_leaving: bool = False
 
     def to_line(self) -> bytes:
         """Return the line that says so."""
@@ -127,9 +128,10 @@ class Keeper:
         """Do what is due."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._end_the_worker()
-        if _is_stopped(self.setup.parent):
-            return  # a worker that stands still holds up nobody: its leases run out
         now = time.monotonic()
+        if _is_stopped(self.setup.parent):  # who stands still holds up nobody: its leases run out
+            self._due = {task: max(due, now + _STOPPED_S) for task, due in self._due.items()}
+            return
         for task in [task for task, due in self._due.items() if due <= now]:
             self._due[task] = now + self._every[task]
             try:
@@ -170,8 +172,9 @@ class Keeper:
                 log.warning("job repaired", job_id=job_id, done=what)
 
     def _end_the_worker(self) -> None:
-        log.critical("worker ends", reason="the job in progress is over its time inside a native call")
-        for job_id, fence in self.state.timed:
+        log.critical("worker ends", reason="the call in progress is over its time and does not heed the timer")
+        if len(self.state.timed) == 1:  # of several nobody knows which it was: each runs again, alone
+            [(job_id, fence)] = self.state.timed
             with suppress(Exception):  # Redis is away: it runs again elsewhere, and comes to the same end there
                 self.records.advance(
                     job_id, fence, JobStatus.FAILED, error_code="timeout", error_message=TIMEOUT_MESSAGE
@@ -180,13 +183,10 @@ class Keeper:
         os.kill(self.setup.parent, signal.SIGKILL)  # nothing gentler reaches a process that does not run Python
 
     def farewell(self) -> None:
-        """Say that the worker has gone; give back what it had if it did not say so itself."""
+        """Say that the worker has gone; what it has not given back itself, others may have at once."""
         deadline = time.monotonic() + _FAREWELL_S
         while True:
             try:
-                if self.state.is_leaving:
-                    self.leases.leave(self.setup.worker)
-                    return
                 for job_id, status in self.leases.expire_worker(self.setup.worker).items():
                     log.warning("job taken from a dead worker", job_id=job_id, status=status)
                 return

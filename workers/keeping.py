@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import IO, Any
 
 import structlog
 
@@ -21,6 +23,9 @@ log = structlog.get_logger()
 #: How long a keeper may take to sign its worker off, seconds.
 _STOP_S = 5.0
 
+#: Seconds between the starts of two keepers: one that cannot run must not take the processor with it.
+_RESTART_S = 1.0
+
 
 class Keeping:
     """Keeps this worker's leases in a process of its own. Safe to use from several threads.
@@ -30,16 +35,17 @@ class Keeping:
         about: what the heartbeat says, asked anew at each change; JSON values.
 
     Attributes:
-        lost: claims that this worker had and has no more: the job was cancelled, or is somebody else's.
+        lost: claims that this worker had and has no more: the job was cancelled, or is somebody else's. Replaced as a
+            whole, never changed, because other threads read it.
     """
 
     def __init__(self, setup: Setup, about: Callable[[], dict[str, Any]]) -> None:
-        self.lost: set[Claim] = set()
+        self.lost: frozenset[Claim] = frozenset()
         self._setup = setup
         self._about = about
         self._claims: dict[str, Claim] = {}
         self._timed: list[tuple[str, int]] = []
-        self._limit_s: float | None = None
+        self._deadline: float | None = None
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
@@ -60,24 +66,23 @@ class Keeping:
             self._claims |= {claim.job_id: claim for claim in claims}
             if limit_s is not None:
                 self._timed = [(claim.job_id, claim.fence) for claim in claims]
-                self._limit_s = limit_s + OVERTIME_S
+                self._deadline = time.monotonic() + limit_s + OVERTIME_S
             self._say()
 
     def untimed(self) -> None:
         """Lift the time limit; the leases are kept."""
         with self._lock:
-            self._timed, self._limit_s = [], None
+            self._timed, self._deadline = [], None
             self._say()
 
     def let_go(self, job_id: str) -> None:
         """Keep the lease of a job no longer: it has ended, or was given back."""
         with self._lock:
             claim = self._claims.pop(job_id, None)
-            if claim:
-                self.lost.discard(claim)
+            self.lost = self.lost - {claim}
             self._timed = [timed for timed in self._timed if timed[0] != job_id]
             if not self._timed:
-                self._limit_s = None
+                self._deadline = None
             self._say()
 
     def refresh(self) -> None:
@@ -96,10 +101,9 @@ class Keeping:
         with self._lock:
             self._is_stopping = True
             process = self._process
-            if process is None or process.stdin is None:
+            if process is None:
                 return
-            self._write(State(is_leaving=not self._claims))
-            process.stdin.close()
+            _pipe(process.stdin).close()
         try:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
@@ -107,44 +111,56 @@ class Keeping:
             process.wait()
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             command("keeper", []),
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the worker, which tells its keeper when it has done
         )
-        assert self._process.stdin is not None  # noqa: S101 it is a pipe
-        self._process.stdin.write(json.dumps(asdict(self._setup)).encode() + b"\n")
-        threading.Thread(target=self._listen, args=(self._process,), name="keeper", daemon=True).start()
+        self._process = process
+        self._write(json.dumps(asdict(self._setup)).encode() + b"\n")
+        os.set_blocking(_pipe(process.stdin).fileno(), False)
+        threading.Thread(target=self._listen, args=(process,), name="keeper", daemon=True).start()
 
     def _say(self) -> None:
         if self._is_stopping or self._process is None:
             return
         claims = [(claim.job_id, claim.fence) for claim in self._claims.values()]
-        self._write(State(self._about(), claims, self._timed, self._limit_s))
+        limit_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        self._write(State(self._about(), claims, self._timed, limit_s).to_line())
 
-    def _write(self, state: State) -> None:
+    def _write(self, line: bytes) -> None:
+        """Send a line; never waits, because a step of the pipeline may stand behind it."""
         assert self._process is not None  # noqa: S101 it was started
-        assert self._process.stdin is not None  # noqa: S101 it is a pipe
         try:
-            self._process.stdin.write(state.to_line())
-            self._process.stdin.flush()
-        except OSError:  # it has ended; `_listen` starts the next one, which is told everything
+            if _pipe(self._process.stdin).write(line) != len(line):
+                self._process.kill()  # the pipe is full: a keeper that has not read for so long hangs
+        except (OSError, ValueError):  # it has ended; `_listen` starts the next one, which is told everything
             pass
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None  # noqa: S101 it is a pipe
-        for line in process.stdout:
-            lost = {Claim(job_id, fence) for job_id, fence in json.loads(line)["lost"]}
-            with self._lock:
-                self.lost |= lost & set(self._claims.values())
+        since = time.monotonic()
+        with _pipe(process.stdout) as pipe:
+            for line in pipe:
+                with suppress(ValueError):  # cut off by its end; the next one finds out the same
+                    lost = {Claim(job_id, fence) for job_id, fence in json.loads(line)["lost"]}
+                    with self._lock:
+                        self.lost = self.lost | (lost & set(self._claims.values()))
         code = process.wait()
-        with self._lock:
-            if self._is_stopping:
-                return
+        _pipe(process.stdin).close()
+        if not self._is_stopping:
             log.warning("keeper ended, starting it again", code=code)
-            self._start()
-            self._say()
+            time.sleep(max(0.0, since + _RESTART_S - time.monotonic()))
+        with self._lock:
+            if not self._is_stopping:
+                self._start()
+                self._say()
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None  # noqa: S101 a pipe was asked for; this tells mypy
+    return pipe
 
 
 def setup_for(url: str, worker: str, *, retention_s: float, lease_s: float, log_level: str) -> Setup:

@@ -23,7 +23,7 @@ from polyreel.leases import Claim
 from polyreel.queue import Queue
 from polyreel.records import RATES, Records, parse_rates, redis_errors
 from polyreel.storage import Storage
-from workers.attempts import Attempts, timed
+from workers.attempts import Attempts, Made, timed
 from workers.batch_sizes import BatchSizes
 from workers.failures import is_device_lost, is_timeout
 from workers.finisher import Finished, Finisher, fail
@@ -102,6 +102,10 @@ class JobRunner:
         """Seconds since this worker last loaded a model."""
         return time.monotonic() - self._loaded_at
 
+    def jobs(self) -> list[str]:
+        """Return the ids of all jobs that this worker has: in the pipeline, or with their files in the making."""
+        return [claim.job_id for claim in self._keeping.claims]
+
     def run(self, claims: Sequence[Claim], limit: Limit = nullcontext) -> None:
         """Run jobs of one claim to their ends; the files may still be in the making when this returns.
 
@@ -125,7 +129,7 @@ class JobRunner:
         except Exception as err:  # a mistake of ours; counted, so that it does not go round for ever
             log.critical("jobs handed back", exc_info=err)
             for claim in claims:
-                if claim not in self._finishing and claim in self._keeping.claims:
+                if claim in self._keeping.claims:
                     self._release(claim, counted=True)
         finally:
             self.current = ()
@@ -176,6 +180,7 @@ class JobRunner:
             reports.start()
 
         was_loaded = taken[0][0].request.model in self.residency.loaded
+        snapshots = self._snapshots(taken)
         made: list[Made | Exception] = []
         try:
             with limit():
@@ -184,30 +189,47 @@ class JobRunner:
                 good = [one for one in prepared if not isinstance(one, Exception)]
                 if good:
                     self._say_started(taken)
-                    made = self.attempts.make_all(good, started, reports.step, timings)
+                    made = self.attempts.make_all(good, started, reports.step, timings, snapshots)
         except Cancelled:
-            self._end_dropped(taken)
+            self._end_dropped(taken, snapshots)
             return
         except Exception as err:
-            self._end_all(taken, err)
+            self._end_all(taken, err, snapshots)
             return
+        finally:
+            if snapshots:
+                snapshots.close()  # they stay for the next attempt until the job has ended
         self._keeping.untimed()
         if good and not was_loaded:
+            self._loaded_at = time.monotonic() - timings.get("generate", 0.0)
             with suppress(QueueUnavailable), redis_errors():
                 self.queue.leases.learn_swap(taken[0][0].request.model, timings["load"])
-        share = {stage: seconds / len(taken) for stage, seconds in timings.items()}
+        share = {stage: seconds / max(1, len(good)) for stage, seconds in timings.items()}
         videos, rest = [], iter(made)
         for (job, claim), one in zip(taken, prepared, strict=True):
             end = one if isinstance(one, Exception) else next(rest)
             if claim in reports.dropped:
-                self._end_dropped([(job, claim)])
+                self._end_dropped([(job, claim)], snapshots)
             elif isinstance(end, Exception):
-                self._end_all([(job, claim)], end)
+                self._end_all([(job, claim)], end, snapshots)
             else:
                 video, facts = end
-                videos.append(Finished(job, claim, video, facts, share | video.seconds))
-        self._finishing = {one.claim for one in videos}
+                videos.append(Finished(job, claim, video, facts, share | video.seconds, snapshots))
         self._finisher.hand(videos)
+
+    def _snapshots(self, taken: Sequence[Taken]) -> JobSnapshots | None:
+        """Return where a long job that runs alone saves what it has, and finds what an earlier attempt saved."""
+        [(job, claim), *others] = taken
+        if others or isinf(self._resume_after_s):
+            return None
+        estimated_s = None
+        with suppress(QueueUnavailable), redis_errors():
+            rates = parse_rates(self._reports.client.hget(RATES, job.request.model))
+            if rates:
+                estimated_s = work(self.residency.catalogue[job.request.model], job.request).seconds(rates)
+        if not wants_snapshots(estimated_s, self._resume_after_s):
+            return None
+        return JobSnapshots(self._storage, job.id, claim.fence, every=self._resume_every, scratch=self._scratch)
 
     def _prepare(self, taken: list[Taken]) -> list[PreparedRequest | Exception]:
         """Bring to hand what the requests refer to; an error for each that cannot be prepared."""

@@ -12,9 +12,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
+from redis import RedisError
 from rq import Queue as RQQueue
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
@@ -29,6 +31,9 @@ log = structlog.get_logger()
 #: Seconds between two looks for work while there is none.
 POLL_S = 0.1
 
+#: Longest pause between two tries while Redis is away, seconds.
+_LONGEST_PAUSE_S = 5.0
+
 #: Seconds between two heartbeats of RQ's own, for `rq info`.
 _RQ_BEAT_S = 15.0
 
@@ -42,71 +47,129 @@ class ModelWorker(SimpleWorker):
     claim: Callable[[], list[Claim]]
     #: Runs it.
     run: Callable[[Sequence[Claim]], None]
+    #: Ids of the jobs that this worker has, which may be more than it runs: files are made beside the next call.
+    jobs: Callable[[], Sequence[str]]
+    #: Called in a thread when this worker takes no further jobs.
+    on_drain: Callable[[], None]
+
+    _shown: str | None = ""
 
     def procline(self, message: str) -> None:
         """Keep our own process title; RQ would write its state over it."""
 
+    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
+        """Register when Redis answers; RQ gives up on it at the first silence. Any: RQ's own arguments."""
+        pause = POLL_S
+        while True:
+            try:
+                self.connection.ping()
+                super().bootstrap(*args, **kwargs)
+                return
+            except RedisError as err:
+                log.warning("queue does not answer, waiting for it", reason=str(err))
+            time.sleep(pause)
+            pause = min(_LONGEST_PAUSE_S, pause * 2)
+
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
         """Wait for work and return it, None when told to stop. Any: RQ's loop hands the pair to `execute_job`."""
-        self._state = WorkerStatus.IDLE
-        self._state = WorkerStatus.IDLE
         beaten_at = -_RQ_BEAT_S
         pause = POLL_S
         while not self._stop_requested:
+            claims: list[Claim] = []
             try:
                 with redis_errors():
                     if time.monotonic() - beaten_at > _RQ_BEAT_S:
-                        self.heartbeat()
+                        super().heartbeat()
                         beaten_at = time.monotonic()
-                    claims = self._claim_whole()
+                    claims = self.claim()
                 pause = POLL_S
             except QueueUnavailable as err:
                 log.warning("no work to be had", reason=err.message)
-                claims, pause = [], min(5.0, pause * 2)
+                pause = min(_LONGEST_PAUSE_S, pause * 2)
             if claims:
                 return claims, self.queues[0]
+            self._show()
             if timeout is None:
                 return None
-            time.sleep(pause)
+            self._sleep(pause)
         return None
 
-    def _claim_whole(self) -> list[Claim]:
-        """Claim, and be busy at once: a signal in between must not leave a claimed job to its lease."""
-        self._state = WorkerStatus.BUSY
-        claims: list[Claim] = []
-        try:
-            claims = self.claim()
-        finally:
-            if not claims:
-                self._state = WorkerStatus.IDLE
-        return claims
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stop_requested and time.monotonic() < until:
+            time.sleep(min(POLL_S, seconds))
 
     def execute_job(self, job: Any, queue: RQQueue) -> None:
         """Run what `dequeue_job_and_maintain_ttl` returned. Any: claims, in the place of RQ's job."""
         claims: list[Claim] = job
-        self._tell_rq(WorkerStatus.BUSY, claims[0].job_id)
-        try:
-            self.run(claims)
-        finally:
-            self._tell_rq(WorkerStatus.IDLE, None)
+        self._show(claims[0].job_id)
+        self.run(claims)
+        self._show()
 
-    def _tell_rq(self, status: WorkerStatus, job_id: str | None) -> None:
-        self._state = status
+    def _show(self, job_id: str | None = None) -> None:
+        """Tell `rq info` what this worker does: the job in the pipeline, else one whose files are in the making."""
+        job_id = job_id or next(iter(self.jobs()), None)
+        if job_id == self._shown:
+            return
+        status = WorkerStatus.BUSY if job_id else WorkerStatus.IDLE
         try:
             with redis_errors(), self.connection.pipeline() as pipeline:
                 self.set_state(status, pipeline=pipeline)
                 self.set_current_job_id(job_id, pipeline=pipeline)
                 pipeline.execute()
+            self._shown = job_id
         except QueueUnavailable:
             log.debug("rq info not told")  # which is all that is lost
 
+    # What RQ's loop asks of Redis between two jobs must not end the worker: it would be gone after any longer outage.
+
+    def heartbeat(self, *args: Any, **kwargs: Any) -> None:
+        """Beat for RQ. Any: RQ's own arguments."""
+        with suppress(RedisError):
+            super().heartbeat(*args, **kwargs)
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Heed `rq suspend`."""
+        with suppress(RedisError):
+            super().check_for_suspension(burst)
+
+    def run_maintenance_tasks(self) -> None:
+        """Tidy RQ's registries."""
+        with suppress(RedisError):
+            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+
+    def set_shutdown_requested_date(self) -> None:
+        """Show in RQ that a stop was asked for."""
+        with suppress(RedisError):
+            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+
+    def teardown(self) -> None:
+        """Sign off from RQ."""
+        with suppress(RedisError):
+            super().teardown()
+
+    def kill_horse(self, *_: Any, **__: Any) -> None:
+        """Do nothing: RQ would kill the process group of its child, and this worker has none, so its own."""
+        log.warning("stop-job command ignored", reason="this server's jobs are cancelled through its API")
+
     def handle_warm_shutdown_request(self) -> None:
-        """Give the job in progress `drain_s`, then stop as a second SIGTERM does: the job is handed back."""
+        """Give the jobs in progress `drain_s`, then stop as a second SIGTERM does: they are handed back."""
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
         # RQ takes a second signal within a second for an echo of the first.
-        timer = threading.Timer(max(1.1, self.drain_s), os.kill, (os.getpid(), signal.SIGTERM))
+        drain_s = max(1.1, self.drain_s if self.jobs() else 0.0)
+        timer = threading.Timer(drain_s, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         timer.start()
+
+    def _shutdown(self) -> None:
+        """Stop before the next job. RQ's own would raise in the middle of whatever an idle worker does."""
+        self._stop_requested = True
+        # Not from here: the signal may have come in the middle of telling something else, and Redis may be away.
+        threading.Thread(target=self._say_stopping, name="stopping", daemon=True).start()
+
+    def _say_stopping(self) -> None:
+        self.on_drain()
+        self.set_shutdown_requested_date()
 
     def end_after_this_job(self) -> None:
         """Take no further job; `work` returns as it does after a SIGTERM."""
@@ -125,6 +188,8 @@ def make_worker(
     *,
     claim: Callable[[], list[Claim]],
     run: Callable[[Sequence[Claim]], None],
+    jobs: Callable[[], Sequence[str]] = tuple,
+    on_drain: Callable[[], None] = lambda: None,
     drain_s: float = 30.0,
 ) -> ModelWorker:
     """Return a worker. Any: redis-py's generic client types differ between its sync flavours.
@@ -133,9 +198,10 @@ def make_worker(
         connection: a client that speaks bytes and retries patiently.
         name: unique among live workers.
         models: catalogue names that it serves: RQ shows a queue for each.
-        claim, run, drain_s: see `ModelWorker`.
+        claim, run, jobs, on_drain, drain_s: see `ModelWorker`.
     """
     queues = [RQQueue(model, connection=connection, serializer=JSONSerializer) for model in models]
     worker = ModelWorker(queues, connection=connection, name=name, serializer=JSONSerializer)
-    worker.claim, worker.run, worker.drain_s = claim, run, drain_s
+    worker.claim, worker.run, worker.jobs = claim, run, jobs
+    worker.on_drain, worker.drain_s = on_drain, drain_s
     return worker
