@@ -122,7 +122,7 @@ def worker(name: str, resident: str = "wan", models: frozenset[str] = WAN, **fie
         ("j2", Snapshot("wan", waiting(10, 20, 30), [], [worker("w"), worker("x")]), Estimate(2, 40)),
         (
             "j0",
-            Snapshot("wan", waiting(10), [Running("r", "w", 5), Running("s", "w", 8)], [worker("w")]),
+            Snapshot("wan", waiting(10), [Running("r", "w", 8), Running("s", "w", 5)], [worker("w")]),
             Estimate(0, 18),
         ),
     ],
@@ -151,6 +151,16 @@ def test_a_model_that_is_not_in_memory_waits_as_the_rule_has_it(waited_s: float,
     )
     found = estimate("mine", snapshot).eta_s
     assert found == pytest.approx(eta_s, abs=1e-3)
+
+
+@pytest.mark.parametrize(("capacity", "eta_s"), [(1, 230.0), (2, 190.0)])
+def test_a_model_that_made_room_for_another_must_be_loaded_again(capacity: int, eta_s: float) -> None:
+    # ltx is overdue and is loaded first (40 s + 50 s); the job that waited for less comes after it.
+    order = [Ahead("first", 50.0, 320.0), Ahead("mine", 50.0, 0.0)]
+    line = Line(1, 50.0, 400.0, 400.0)
+    only = worker("w", "wan", BOTH, capacity=capacity, held_s=9999.0)
+    snapshot = Snapshot("wan", order, [], [only], {"ltx": line}, {"wan": 40.0, "ltx": 40.0})
+    assert estimate("mine", snapshot).eta_s == eta_s
 
 
 def test_an_idle_worker_joins_after_the_grace_that_the_rule_gives_to_the_peer() -> None:

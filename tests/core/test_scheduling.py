@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import Field, fields
 from math import ceil
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -109,6 +111,12 @@ def test_a_model_that_must_be_loaded_starts_in_bounded_time_beside_models_that_n
         queues[str(chosen)].pop(0)
         now, served = now + job_s, served + 1
     assert now <= max(600.0, 100 * busy * job_s) + job_s
+
+
+@pytest.mark.parametrize("field", fields(Rule), ids=lambda field: str(field.name))
+def test_the_page_names_each_number_of_the_rule_and_its_default(field: Field[float]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text()
+    assert f"| `{field.name}` | {field.default:g} |" in page
 
 
 def order_of(fair: FairOrder) -> list[str]:
