@@ -63,7 +63,7 @@ def choose(
        `peer_factor` if a peer has it in memory), and longer than the head of every model in this worker's memory, and
        the worker has kept its models for `quantum_swaps` loading times of that model. A due model goes first.
     2. Then the models in memory: going from one to another costs nothing, so they share one line, the longest waiting
-       first. (Staying on one of them for longer was simulated: the same mean, twice the longest wait.)
+       first. (Staying on one of them was simulated: its longest wait is half as long again, its mean no shorter.)
     3. With nothing for these, a model to load: but one that a peer has in memory is left alone until its head has
        waited for `grace_swaps` of its loading times.
 
