@@ -49,7 +49,15 @@ def _serve(options: argparse.Namespace) -> int:
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False, lifespan="on"
     )
-    uvicorn.Server(config).run(sockets=[listener])
+
+    class Server(uvicorn.Server):
+        """Tells who waits for a video before it waits for their answers; the app's own shutdown comes after these."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.services.stopping.set()
+            await super().shutdown(sockets)
+
+    Server(config).run(sockets=[listener])
     return 0
 
 

@@ -37,7 +37,10 @@ from polyreel.storage import Storage, connect_storage
 from server import files, health, metrics
 from server.dialects import Dialect, dialects
 from server.edge import Edge, refused
+from server.gate import Gate
 from server.services import Services, connect_reader
+from server.waiters import Waiters
+from server.waiting import Waiting
 
 log = structlog.get_logger()
 
@@ -62,20 +65,29 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         )
     url = settings.redis_url.get_secret_value()
     secret = settings.link_secret.get_secret_value().encode() if settings.link_secret else None
+    gate = Gate()
+    queue = Queue(
+        url,
+        retention_s=settings.retention_s,
+        max_open=settings.max_queued,
+        max_open_of_owner=settings.max_queued_per_key,
+        job_timeout_s=settings.job_timeout_s,
+        lease_s=settings.lease_s,
+        rule=settings.scheduling.rule(),
+        patient=False,
+    )
+    reader, rule = connect_reader(url), settings.scheduling.rule()
     shared = Services(
         settings=settings,
         catalogue=settings.catalogue,
         keys=keys,
         storage=storage or connect_storage(settings.storage_url),
         signer=LinkSigner(secret or read_or_make(settings.state_dir / "link-secret")),
-        queue=Queue(
-            url,
-            retention_s=settings.retention_s,
-            max_open=settings.max_queued,
-            job_timeout_s=settings.job_timeout_s,
-            patient=False,
-        ),
-        reader=connect_reader(url),
+        queue=queue,
+        reader=reader,
+        waiters=Waiters(queue.records.client, gate, settings.retention_s),
+        waiting=Waiting(reader, gate, settings.catalogue, rule, settings.resident_models),
+        gate=gate,
     )
 
     @asynccontextmanager

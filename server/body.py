@@ -27,16 +27,6 @@ _MOST_CONTAINERS = 10_000
 _BRIEF = 64 * 1024
 
 
-async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object that a request carries; `read_body` and `parse_object` in one.
-
-    Raises:
-        InvalidRequest: see `parse_object`.
-        RequestTooLarge: more than `max_bytes`.
-    """
-    return await parse_object(await read_body(request, max_bytes))
-
-
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Return the raw body.
 

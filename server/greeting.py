@@ -35,8 +35,8 @@ def greeting(settings: Settings, port: int, new_key: str | None) -> str:
     if not new_key:
         lines += ["", "export KEY=<your key>   # for the lines below"]
     for name, dialect in sorted(dialects().items()):
-        if not catalogue.public_names(name):
-            continue  # its line would be answered with an error
+        if dialect.example is None or not catalogue.public_names(name):
+            continue  # it takes no jobs, or none of these models
         lines += ["", f"# {name}: {dialect.example.title}", curl_line(dialect.example, base, new_key or _YOUR_KEY)]
     return "\n".join(lines) + "\n"
 

@@ -28,18 +28,21 @@ from server.services import Services
 _RESERVED_S = 10
 
 
-def digest(shared: Services, owner: str, request: VideoRequest, *, is_seeded: bool) -> str:
+def digest(shared: Services, owner: str, request: VideoRequest, *, is_seeded: bool, is_exact: bool = False) -> str:
     """Return what two requests have in common when one video answers both.
 
     Args:
         is_seeded: False when the client gave no seed, so that the drawn one makes no difference.
+        is_exact: True when a video from a shared pipeline call will not do.
     """
     entry = shared.catalogue[request.model]
-    parts = {
+    parts: dict[str, object] = {
         "owner": owner,
         "request": request.to_dict() | ({} if is_seeded else {"seed": None}),
         "model": [entry.family, entry.checkpoint, entry.revision, entry.dtype],
     }
+    if is_exact:
+        parts["exact"] = True
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,6 +88,7 @@ class ResultCache:
     async def promise(self, key: str, stored: StoredJob) -> None:
         """Remember a job for the client that was told to send the same request again."""
         await self._keep(f"polyreel:promised:{key}", stored)
+        await self.shared.waiters.promise(stored.job.id)
 
     async def promised(self, key: str) -> StoredJob | None:
         """Return the job of a promise that was not yet kept; also a failed one, so that the client learns why."""

@@ -18,9 +18,10 @@ from redis.driver_info import DriverInfo
 from starlette.concurrency import run_in_threadpool
 
 import polyreel
-from polyreel.admission import check_fits, needed_bytes, work
+from polyreel.admission import check_fits, needed_bytes
 from polyreel.catalogue import Catalogue
 from polyreel.errors import KeyReused, NotCancellable, StorageFailed, TooManyJobs, UnknownJob
+from polyreel.estimates import Estimate
 from polyreel.formats import formats
 from polyreel.job import VideoJob, new_job
 from polyreel.keys import ApiKeys
@@ -29,17 +30,13 @@ from polyreel.queue import Queue
 from polyreel.records import (
     BRIEF_TIMEOUTS,
     OPEN,
-    RATES,
     RESIDENTS,
-    SECONDS,
     WORKER_PREFIX,
     StoredJob,
     brief_retry,
-    estimate_s,
     hidden_from,
     job_key,
     parse,
-    parse_rates,
     queue_is_full,
 )
 from polyreel.request import VideoRequest
@@ -49,6 +46,8 @@ from polyreel.terms import Terms
 from server.gate import Gate, budget
 from server.pictures import MAX_AT_ONCE, Picture, read_picture
 from server.published import Published
+from server.waiters import Waiters
+from server.waiting import Waiting
 
 #: A waiting route looks at the record after the shortest pause first, then after a twentieth of the time it has waited
 #: already, and never later than the longest, seconds: nobody waits 5 % longer than needed, and a look costs little.
@@ -83,6 +82,8 @@ class Services:
     Args:
         queue: None until Redis is configured (`import server.app` needs no Redis).
         reader: asynchronous client for polls.
+        waiters: who waits for which job.
+        waiting: where jobs stand in the queue.
         gate: what every call to Redis passes.
         published: which stored files links lead to.
         stopping: set when this process is told to stop; whoever waits for a job says so to its client then.
@@ -95,7 +96,9 @@ class Services:
     signer: LinkSigner
     queue: Queue
     reader: redis.asyncio.Redis
-    gate: Gate = field(default_factory=Gate)
+    waiters: Waiters
+    waiting: Waiting
+    gate: Gate
     published: Published = field(default_factory=Published)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _devices: _Devices = field(default_factory=_Devices)
@@ -258,17 +261,17 @@ class Services:
                 return stored
             await asyncio.sleep(min(max(_SHORTEST_LOOK_S, waited_s / 20), _LONGEST_LOOK_S))
 
-    async def eta_s(self, job: VideoJob) -> int:
-        """Return the estimated whole seconds until `job` ends, 0 when it has."""
-        if job.status.is_terminal:
+    async def estimate(self, stored: StoredJob) -> Estimate:
+        """Return where a job stands and when it will be done, as far as that is known."""
+        return await self.waiting.estimate(stored)
+
+    async def eta_s(self, stored: StoredJob) -> int:
+        """Return the whole seconds until a job ends for contracts that want a number: 0 when it has ended, a guess
+        while it is unknown."""
+        if stored.job.status.is_terminal:
             return 0
-        async with self.gate.asking():
-            ahead = await self.reader.zcount(OPEN, "-inf", f"({job.created_at}")
-            mean = await self.reader.hget(SECONDS, job.request.model)
-            rates = parse_rates(await self.reader.hget(RATES, job.request.model))
-        entry = self.catalogue.models.get(job.request.model)  # an older job's model may not be served any more
-        own_s = work(entry, job.request).seconds(rates) if entry and rates else None
-        return estimate_s(job, float(mean) if mean else None, ahead, own_s)
+        found = await self.estimate(stored)
+        return guess_s(found.position) if found.eta_s is None else max(1, round(found.eta_s))
 
     async def workers(self) -> list[dict[str, object]]:
         """Return what each live worker says of itself."""
@@ -297,6 +300,11 @@ class Services:
                 return file.read()
 
         return await run_in_threadpool(read)
+
+
+def guess_s(position: int = 0) -> int:
+    """Return the seconds that a contract is told which has no word for unknown: ten for each job."""
+    return 10 * (position + 1)
 
 
 def _listed(value: object) -> list[object]:

@@ -12,12 +12,18 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from polyreel.errors import GenerationFailed, QueueUnavailable, StillRunning
 from polyreel.job import JobStatus, VideoJob
 from polyreel.records import WORKER_PREFIX, StoredJob
+from server.gate import budget
 from server.services import Services
+from server.waiters import Waiter
+
+log = structlog.get_logger()
 
 #: Every 503 is held this long, so that a client without a pause of its own does no harm, seconds.
 HOLD_S = 1.0
@@ -38,28 +44,60 @@ class JobFailed(GenerationFailed):
         self.reason = job.error_code or str(job.status)
 
 
+class ServerStopping(QueueUnavailable):
+    """Raised to a client that waits when this process is told to stop; the job `job_id` goes on."""
+
+    code = "server_stopping"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__("The server is being restarted; send the request again in a few seconds. Its job goes on.")
+        self.job_id = job_id
+
+
 async def wait_for_video(
-    shared: Services, request: Request, stored: StoredJob, owner: str, timeout_s: float
+    shared: Services,
+    request: Request,
+    stored: StoredJob,
+    owner: str,
+    timeout_s: float,
+    *,
+    cancel_when_client_leaves: bool,
+    waiter: Waiter | None = None,
 ) -> StoredJob:
     """Return the record once its job has succeeded.
 
     Args:
         request: whose client waits; its body has been read.
         timeout_s: longest wait, seconds; an end that is already there is told whatever the value.
+        cancel_when_client_leaves: end the job when its client hangs up and nobody else waits for it.
+        waiter: who is counted as waiting; made here when it is not yet.
 
     Raises:
         JobFailed: the job has ended otherwise.
-        StillRunning: the time is up or the client has gone; the job goes on.
-        QueueUnavailable: Redis was away for longer than a restart takes.
+        StillRunning: the time is up; the job goes on.
+        ServerStopping: this process is told to stop; the job goes on.
+        QueueUnavailable: Redis was away for longer than a restart takes; the job goes on.
+        ClientDisconnect: there is nobody to answer any more.
     """
+    job_id = stored.job.id
+    waiter = waiter or Waiter(shared.waiters, job_id)
     deadline = time.monotonic() + timeout_s
     answered = time.monotonic()
     while not stored.job.status.is_terminal:
         now = time.monotonic()
-        if now >= deadline or await request.is_disconnected():
-            raise StillRunning(f"The video was not ready within {timeout_s:g} seconds; its job goes on.", stored.job.id)
+        if shared.stopping.is_set():
+            await shared.waiters.promise(job_id)
+            raise ServerStopping(job_id)
+        if await request.is_disconnected():
+            await _client_left(waiter, cancel_when_client_leaves)
+            raise ClientDisconnect
+        if now >= deadline:
+            await shared.waiters.promise(job_id)
+            raise StillRunning(f"The video was not ready within {timeout_s:g} seconds; its job goes on.", job_id)
         try:
-            stored = await shared.wait(stored.job.id, owner, min(deadline - now, _LOOK_S))
+            with budget():  # of this look; the request itself may wait for minutes
+                await waiter.stay()
+                stored = await shared.wait(job_id, owner, min(deadline - now, _LOOK_S))
             answered = time.monotonic()
         except QueueUnavailable:
             if time.monotonic() - answered > _PATIENCE_S:
@@ -68,6 +106,18 @@ async def wait_for_video(
     if stored.job.status is not JobStatus.SUCCEEDED:
         raise JobFailed(stored.job)
     return stored
+
+
+async def _client_left(waiter: Waiter, cancel: bool) -> None:
+    """End the job of a client that has hung up, if it is to be and nobody else waits for it."""
+    said = "kept"
+    if cancel:
+        try:
+            with budget():
+                said = await waiter.leave()
+        except QueueUnavailable:
+            said = "kept: the queue does not answer"
+    log.info("client hung up", job=waiter.job_id, result=said)
 
 
 @asynccontextmanager

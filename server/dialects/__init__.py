@@ -57,7 +57,7 @@ class Dialect:
         router: its routes.
         render_error: an error to the vendor's envelope; the second argument is the dialect's own settings.
         settings: model of its own section under `dialects:`.
-        example: see `Example`.
+        example: see `Example`; None for a dialect that takes no jobs.
         check: asked at start whether the dialect's settings fit the catalogue; raises `ConfigurationError`.
     """
 
@@ -65,7 +65,7 @@ class Dialect:
     prefixes: tuple[str, ...]
     router: APIRouter
     render_error: Callable[[PolyreelError, Any], Response]  # Any: this dialect's own settings model
-    example: Example
+    example: Example | None = None
     settings: type[BaseModel] = NoSettings
     check: Callable[[Catalogue, Any], None] = lambda _catalogue, _settings: None
 

@@ -20,6 +20,7 @@ from polyreel.errors import (
     GenerationFailed,
     InvalidKey,
     InvalidRequest,
+    KeyReused,
     MethodNotAllowed,
     MissingKey,
     NotServedYet,
@@ -33,14 +34,26 @@ from polyreel.errors import (
     UnknownModel,
     UnknownRoute,
 )
+from polyreel.job import JobStatus
 from polyreel.records import StoredJob
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from polyreel.terms import Terms
 from server.body import parse_object, read_body, validate
 from server.credentials import bearer
 from server.dialects import Dialect, Example
 from server.result_cache import ResultCache, digest
 from server.services import services
-from server.synchronous import HOLD_S, JobFailed, compute_type, held_refusals, is_loaded, wait_for_video
+from server.submission import read_terms
+from server.synchronous import (
+    HOLD_S,
+    JobFailed,
+    ServerStopping,
+    compute_type,
+    held_refusals,
+    is_loaded,
+    wait_for_video,
+)
+from server.waiters import Waiter
 from server.wire import Integer, Number, Prompts, check_length, check_limits, check_prompt, check_range, choose_seed
 
 _TASK = "text-to-video"
@@ -56,12 +69,14 @@ class HuggingFaceSettings(BaseModel):
             sends `x-wait-for-model: true`; the JavaScript client repeats a 503 without a pause and without an end.
         wait_s: longest time that a request is held, seconds; Node's fetch gives up after 300.
         cache: which requests are answered from earlier ones: "all" as documented, "seeded" only those with a seed.
+        cancel_when_client_leaves: end a job when its client hangs up and nobody else waits for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     wait_for_model: bool = True
     wait_s: float = 290.0
     cache: Literal["all", "seeded", "off"] = "all"
+    cancel_when_client_leaves: bool = True
 
 
 class Size(BaseModel):
@@ -178,6 +193,7 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (UnknownRoute, 404, None),
     (MethodNotAllowed, 405, None),
     (RequestTooLarge, 413, None),
+    (KeyReused, 422, None),
     (InvalidRequest, 400, None),
     (TooManyJobs, 429, None),
     (ModelLoading, 503, None),
@@ -196,7 +212,7 @@ def render_error(err: PolyreelError, settings: HuggingFaceSettings) -> Response:
     headers = {}
     if isinstance(err, InvalidRequest) and err.field:
         body["field"] = err.field
-    if isinstance(err, JobFailed | StillRunning | ModelLoading):
+    if isinstance(err, JobFailed | StillRunning | ServerStopping | ModelLoading):
         body["job_id"] = err.job_id
     if isinstance(err, TooManyJobs):
         headers["Retry-After"] = str(err.retry_after_s)
@@ -246,10 +262,12 @@ async def _answer(request: Request, name: str, task: str) -> Response:
         raise _image_to_video()
     if task != _TASK:
         raise UnknownRoute(f"Model {name} does not serve the task {task[:60]}; it serves {_TASK}.")
-    wire = await _read(await read_body(request, shared.settings.max_body_bytes))
+    body = await read_body(request, shared.settings.max_body_bytes)
+    wire = await _read(body)
     video = from_wire(wire, model, shared.catalogue)
+    terms = await read_terms(request, "huggingface", body)
     async with held_refusals():
-        return await _generate(request, owner, name, wire, video)
+        return await _generate(request, owner, name, wire, video, terms)
 
 
 async def _read(body: bytes) -> TextToVideo:
@@ -281,7 +299,9 @@ def _image_to_video() -> NotServedYet:
     return NotServedYet("image-to-video is not served yet; send a text prompt as inputs", "inputs")
 
 
-async def _generate(request: Request, owner: str, name: str, wire: TextToVideo, video: VideoRequest) -> Response:
+async def _generate(
+    request: Request, owner: str, name: str, wire: TextToVideo, video: VideoRequest, terms: Terms
+) -> Response:
     """Find or start the job of this request, wait for it, and answer.
 
     While the model loads and the client is not to wait, the job is queued and promised: that loads the model, and
@@ -290,26 +310,44 @@ async def _generate(request: Request, owner: str, name: str, wire: TextToVideo, 
     shared, settings = services(request), _settings(request)
     cache, options = ResultCache(shared, owner), wire.options or Options()
     is_seeded = wire.parameters is not None and wire.parameters.seed not in (None, -1)
-    key = digest(shared, owner, video, is_seeded=is_seeded)
+    key = digest(shared, owner, video, is_seeded=is_seeded, is_exact=terms.exact)
 
     async def submit() -> StoredJob:
-        return await shared.submit(video, dialect="huggingface", owner=owner)
+        return await shared.submit(video, dialect="huggingface", owner=owner, terms=terms)
 
-    promised = await cache.promised(key)
-    if promised is not None:
-        stored = promised
-    elif _is_cached(request, options, settings, is_seeded):
-        stored = await cache.get_or_submit(key, submit)
-    else:
-        stored = await submit()
+    # An Idempotency-Key says by itself which job answers: a cached one could not be told from another request's.
+    promised = None if terms.idempotency_key else await cache.promised(key)
+    is_cached = not terms.idempotency_key and _is_cached(request, options, settings, is_seeded)
+    while True:
+        if promised is not None:
+            stored = promised
+        elif is_cached:
+            stored = await cache.get_or_submit(key, submit)
+        else:
+            stored = await submit()
+        waiter = Waiter(shared.waiters, stored.job.id)
+        # Whoever waited for a shared job may leave it, and so cancel it, before this request is counted.
+        has_ended = stored.job.status.is_terminal or await waiter.stay() is not JobStatus.CANCELLED
+        if has_ended or not is_cached:
+            break
+    if terms.idempotency_key:
+        await shared.waiters.promise(stored.job.id)
     is_hit = promised is None and stored.job.status.is_terminal
     may_wait = settings.wait_for_model or options.wait_for_model or _flag(request, "x-wait-for-model")
     if not may_wait and not stored.job.status.is_terminal and not await is_loaded(shared, video.model):
         await cache.promise(key, stored)
         await asyncio.sleep(HOLD_S)
-        raise ModelLoading(name, max(1, await shared.eta_s(stored.job)), stored.job.id)
+        raise ModelLoading(name, max(1, await shared.eta_s(stored)), stored.job.id)
     try:
-        stored = await wait_for_video(shared, request, stored, owner, settings.wait_s)
+        stored = await wait_for_video(
+            shared,
+            request,
+            stored,
+            owner,
+            settings.wait_s,
+            cancel_when_client_leaves=settings.cancel_when_client_leaves,
+            waiter=waiter,
+        )
     except JobFailed:
         await cache.forget_promise(key)
         raise

@@ -20,6 +20,7 @@ from polyreel.errors import (
     ConfigurationError,
     InvalidKey,
     InvalidRequest,
+    KeyReused,
     MethodNotAllowed,
     MissingKey,
     NotServedYet,
@@ -33,12 +34,13 @@ from polyreel.errors import (
     did_you_mean,
 )
 from polyreel.job import JobStatus, VideoJob
-from polyreel.records import StoredJob, estimate_s
+from polyreel.records import StoredJob
 from polyreel.request import OutputSpec, PromptSpan, Upscale, VideoRequest
-from server.body import parse_object, read_body, read_object, validate
+from server.body import parse_object, read_body, validate
 from server.credentials import bearer
 from server.dialects import Dialect, Example
-from server.services import Services, services
+from server.services import Services, guess_s, services
+from server.submission import read_terms
 from server.wire import Integer, Number, check_length, check_prompt, check_range, choose_seed
 
 #: `temp: true` keeps the file for this long, seconds.
@@ -299,6 +301,7 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (UnknownRoute, 404, None),
     (MethodNotAllowed, 405, None),
     (RequestTooLarge, 413, None),
+    (KeyReused, 422, None),
     (InvalidRequest, 400, None),
     (UnknownModel, 400, None),
     (TooManyJobs, 429, None),
@@ -330,13 +333,15 @@ router = APIRouter(prefix="/api/v6/video")
 async def text2video(request: Request) -> Response:
     """Submit; answers with the video if it is ready within `hold_s`, unless `instant_response` is set."""
     shared, settings = services(request), _settings(request)
-    body = await read_object(request, shared.settings.max_body_bytes)
+    raw = await read_body(request, shared.settings.max_body_bytes)
+    body = await parse_object(raw)
     owner = shared.keys.owner_of(_key(request, body))
     wire = validate(TextToVideo, body)
     video, meta = from_wire(wire, shared.catalogue, settings)
     # Links are fixed at submit and the same in every answer, so their base must not follow later Host headers.
     vendor = {"meta": meta, "base_url": shared.base_url(request), "temp": bool(wire.temp)}
-    stored = await shared.submit(video, dialect="modelslab", owner=owner, vendor=vendor)
+    terms = await read_terms(request, "modelslab", raw)
+    stored = await shared.submit(video, dialect="modelslab", owner=owner, vendor=vendor, terms=terms)
     if not wire.instant_response:
         stored = await _hold(shared, stored, owner, settings.hold_s)
     answer = await _answer(shared, request, stored)
@@ -373,16 +378,16 @@ async def _answer(shared: Services, request: Request, stored: StoredJob) -> dict
     kept_s = min(shared.settings.retention_s, _TEMP_S) if job.vendor.get("temp") else shared.settings.retention_s
     link = shared.link(base_url, job.output_keys[0], job.created_at + kept_s)
     fetch_link = f"{base_url}/api/v6/video/fetch/{stored.number}"
-    return to_wire(stored, link, fetch_link, await _eta_s(shared, job))
+    return to_wire(stored, link, fetch_link, await _eta_s(shared, stored))
 
 
-async def _eta_s(shared: Services, job: VideoJob) -> int:
-    """Return the estimated whole seconds until `job` ends, a blind guess while Redis is away: the id matters more."""
+async def _eta_s(shared: Services, stored: StoredJob) -> int:
+    """Return the estimated whole seconds until a job ends, a blind guess while Redis is away: the id matters more."""
     try:
         async with asyncio.timeout(_ESTIMATE_S):
-            return await shared.eta_s(job)
+            return await shared.eta_s(stored)
     except (QueueUnavailable, TimeoutError):
-        return estimate_s(job, None, 0)
+        return guess_s()
 
 
 def _key(request: Request, body: dict[str, Any]) -> str | None:

@@ -25,6 +25,7 @@ from polyreel.errors import (
     GenerationFailed,
     InvalidKey,
     InvalidRequest,
+    KeyReused,
     MethodNotAllowed,
     MissingKey,
     PolyreelError,
@@ -38,12 +39,13 @@ from polyreel.errors import (
 from polyreel.job import VideoJob
 from polyreel.records import StoredJob
 from polyreel.request import ImageCondition, OutputSpec, PromptSpan, VideoRequest
-from server.body import read_object, validate
+from server.body import parse_object, read_body, validate
 from server.credentials import bearer
 from server.dialects import Dialect, Example
 from server.pictures import MAX_BODY_BYTES, Picture
 from server.services import Services, services
-from server.synchronous import JobFailed, held_refusals, wait_for_video
+from server.submission import read_terms
+from server.synchronous import JobFailed, ServerStopping, held_refusals, wait_for_video
 from server.wire import Integer, Number, Prompts, check_length, check_limits, check_prompt, check_range, choose_seed
 
 _FORMATS = ("gif", "webm", "zip")
@@ -63,11 +65,13 @@ class UniversalSettings(BaseModel):
     Args:
         endpoint_model: which of this dialect's public names answers; None takes the catalogue's first.
         wait_s: longest time that a request is held, seconds; Node's fetch gives up after 300.
+        cancel_when_client_leaves: end a job when its client hangs up and nobody else waits for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     endpoint_model: str | None = None
     wait_s: float = 290.0
+    cancel_when_client_leaves: bool = True
 
 
 class Gif(BaseModel):
@@ -216,6 +220,7 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (UnknownRoute, 404, None),
     (MethodNotAllowed, 405, None),
     (RequestTooLarge, 413, None),
+    (KeyReused, 422, None),
     (InvalidRequest, 400, None),
     (TooManyJobs, 429, None),
     (QueueUnavailable, 503, None),
@@ -233,7 +238,7 @@ def render_error(err: PolyreelError, settings: UniversalSettings) -> Response:
     headers = {}
     if isinstance(err, InvalidRequest) and err.field:
         body["field"] = err.field
-    if isinstance(err, JobFailed | StillRunning):
+    if isinstance(err, JobFailed | StillRunning | ServerStopping):
         body["job_id"] = err.job_id
     if isinstance(err, TooManyJobs):
         headers["Retry-After"] = str(err.retry_after_s)
@@ -251,15 +256,26 @@ async def generate(request: Request) -> Response:
     """Make the video in every format asked for and answer with the files, or with links to them."""
     shared, settings = services(request), _settings(request)
     owner = shared.keys.owner_of(bearer(request))
-    wire = _read(await read_object(request, max(shared.settings.max_body_bytes, MAX_BODY_BYTES)))
+    body = await read_body(request, max(shared.settings.max_body_bytes, MAX_BODY_BYTES))
+    wire = _read(await parse_object(body))
+    terms = await read_terms(request, "universal", body)
     video = from_wire(wire, _model(shared.catalogue, settings), shared.catalogue)
     pictures: tuple[Picture, ...] = ()
     if wire.inputs.image is not None:
         pictures = (await shared.read_picture("inputs.image", wire.inputs.image),)
         video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
     async with held_refusals():
-        stored = await shared.submit(video, dialect="universal", owner=owner, pictures=pictures)
-        stored = await wait_for_video(shared, request, stored, owner, settings.wait_s)
+        stored = await shared.submit(video, dialect="universal", owner=owner, pictures=pictures, terms=terms)
+        if terms.idempotency_key:  # whoever sends one may come back for its job
+            await shared.waiters.promise(stored.job.id)
+        stored = await wait_for_video(
+            shared,
+            request,
+            stored,
+            owner,
+            settings.wait_s,
+            cancel_when_client_leaves=settings.cancel_when_client_leaves,
+        )
     if wire.inputs.return_base64 is False:
         return JSONResponse(to_wire(stored, _links(shared, request, stored.job)))
     files = await run_in_threadpool(_open, shared, stored.job)

@@ -19,6 +19,7 @@ from polyreel.catalogue import Catalogue
 from polyreel.errors import (
     InvalidKey,
     InvalidRequest,
+    KeyReused,
     MethodNotAllowed,
     MissingKey,
     NotServedYet,
@@ -33,11 +34,12 @@ from polyreel.errors import (
 from polyreel.job import JobStatus
 from polyreel.records import StoredJob
 from polyreel.request import AdapterUse, OutputSpec, PromptSpan, VideoRequest
-from server.body import read_object, validate
+from server.body import parse_object, read_body, validate
 from server.credentials import bearer_or_raw
 from server.dialects import Dialect, Example
 from server.dialects.novita.listing import page
 from server.services import services
+from server.submission import read_terms
 from server.wire import Integer, Number, check_length, check_prompt, check_range, choose_seed
 
 _LONGEST_PROMPT = 1024  # characters, also of the negative one
@@ -291,6 +293,7 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     # HTTP's own status under the nearest documented reason: there is no such API with this method.
     (MethodNotAllowed, 405, "API_NOT_FOUND"),
     (RequestTooLarge, 413, "INVALID_REQUEST_BODY"),
+    (KeyReused, 422, "INVALID_REQUEST_BODY"),
     (InvalidRequest, 400, "INVALID_REQUEST_BODY"),
     (UnknownModel, 400, "INVALID_REQUEST_BODY"),
     (TooManyJobs, 429, "RATE_LIMIT_EXCEEDED"),
@@ -320,9 +323,10 @@ async def txt2video(request: Request) -> Response:
     """Submit; answers at once with the task's id. 200, as both official clients take any other status for an error."""
     shared = services(request)
     owner = shared.keys.owner_of(bearer_or_raw(request))
-    body = await read_object(request, shared.settings.max_body_bytes)
-    video = from_wire(validate(TextToVideo, body), shared.catalogue, _settings(request))
-    stored = await shared.submit(video, dialect="novita", owner=owner)
+    body = await read_body(request, shared.settings.max_body_bytes)
+    video = from_wire(validate(TextToVideo, await parse_object(body)), shared.catalogue, _settings(request))
+    terms = await read_terms(request, "novita", body)
+    stored = await shared.submit(video, dialect="novita", owner=owner, terms=terms)
     return JSONResponse({"task_id": stored.job.id})
 
 
@@ -335,7 +339,7 @@ async def task_result(request: Request, task_id: str = "") -> Response:
         raise InvalidRequest("task_id is required", "task_id")
     try:
         stored = await shared.get(task_id, owner)
-        eta_s = await shared.eta_s(stored.job)
+        eta_s = await shared.eta_s(stored)
     except QueueUnavailable as err:
         raise _ResultUnavailable(err.message) from err
     now = time.time()
