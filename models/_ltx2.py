@@ -25,10 +25,10 @@ import numpy as np
 
 from models import Pipeline, PreparedRequest
 from models._around import AroundPipeline, encode
+from models._copied_scheduler import CopiedScheduler
 from models._geometry import round_up
 from models._ltx_pass import Generators, Pass, Passed, Tensor, as_class, decoder_calls
 from models._progress import Meter
-from models._resume import CopiedScheduler
 from models._run import only_prompt, run_pipeline
 from models.loaded import LoadedModel
 from polyreel.errors import GenerationFailed

@@ -15,82 +15,28 @@ pictures with at every step, LTX2Pipeline splits the prompts in its first step, 
 A pass that was finished is not denoised again either: its last latents are kept for as long as the job goes on, and a
 resume in the second pass makes the first one's frames from them, at the cost of one step and one decoding.
 
-Which state is a job's own, `identity` says. What cannot be resumed (`Resume.not_resumable`): models with a step cache,
-which remember outputs of the denoiser; FreeInit, which denoises several times in one call; schedulers that keep what is
-no plain value, such as a noise sampler.
+Which state is a job's own, `models._identity` says. What cannot be resumed (`Resume.not_resumable`): models with a step
+cache, which remember outputs of the denoiser; FreeInit, which denoises several times in one call; schedulers that keep
+what is no plain value, such as a noise sampler.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, wraps
-from importlib.metadata import version
-from types import FunctionType, MethodType
 from typing import Any
 
 import structlog
 
-from models import AdapterFile, Pipeline, PreparedRequest, Snapshots
-from models._around import Scheduler, Tensor
-from models._origins import adapter_origin
+from models import Pipeline, PreparedRequest, Snapshots
+from models._around import Tensor
+from models._copied_scheduler import CopiedScheduler, attributes
+from models._identity import identity
 from models._snapshot import NotPlain, Tree, Unreadable, copied, pack, unpack
 from models.loaded import LoadedModel
-from polyreel import __version__
 
 log = structlog.get_logger()
-
-#: What can change the bytes of a video besides the request and the model.
-_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
-
-#: Facts of a loaded model that change no pixel, and its device, which is described more closely.
-_NOT_IN_IDENTITY = ("device", "placement", "vae_slicing")
-
-
-class CopiedScheduler:
-    """The scheduler that LTX-2's pipelines make for the latents of the sound, by copying the one of the pictures.
-
-    It and those latents are local to the pipeline's call; its `step` is where they can be seen and replaced.
-
-    Attributes:
-        scheduler: the copy, None before it was made.
-        latents: what its last step returned.
-    """
-
-    def __init__(self) -> None:
-        self.scheduler: Scheduler = None
-        self.latents: Tensor = None
-        self._instead: tuple[Tensor, Tree] | None = None
-
-    def of(self, scheduler: Scheduler) -> None:
-        """Follow the next copy of `scheduler`, which has taken no step yet."""
-
-        def copy(_memo: dict[int, Any]) -> Scheduler:
-            self.scheduler = type(scheduler).from_config(scheduler.config)
-            self.scheduler.step = self._watched(self.scheduler.step)
-            return self.scheduler
-
-        scheduler.__deepcopy__ = copy  # where copy.deepcopy looks
-
-    def go_on_after_the_first_step(self, latents: Tensor, state: Tree) -> None:
-        """Let the first step return saved latents, and leave the scheduler in the saved state."""
-        self._instead = latents, state
-
-    def _watched(self, step: Any) -> Any:
-        @wraps(step)
-        def watched_step(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-            latents, *rest = step(*args, **kwargs)
-            if self._instead is not None:
-                latents, state = self._instead
-                self.scheduler.__dict__.update(state)
-                self._instead = None
-            self.latents = latents
-            return (latents, *rest)
-
-        return watched_step
 
 
 @dataclass(frozen=True)
@@ -167,6 +113,8 @@ class Call:
             latents: after it.
         """
         resume = self._resume
+        if resume.not_resumable:
+            return
         resume.steps_done += 1
         ends = step + 1 == pipeline.num_timesteps
         due = resume.is_due()
@@ -195,14 +143,14 @@ class Call:
             steps,
             latents,
             generator=self._generator.get_state(),
-            scheduler=_attributes(pipeline.scheduler),
+            scheduler=attributes(pipeline.scheduler),
             side_latents=side.latents if side else None,
-            side_scheduler=_attributes(side.scheduler) if side else None,
+            side_scheduler=attributes(side.scheduler) if side else None,
         )
 
 
 class Resume:
-    """What one job saves on its way, and where it goes on. Used by one thread.
+    """What one job saves on its way, and where it goes on.
 
     Serialising takes a thread of its own, which is done when `close` returns; it never holds up a step. If it cannot
     keep up with the steps, the newest state wins.
@@ -281,48 +229,3 @@ class Resume:
         except Unreadable as err:
             log.warning("snapshot ignored, the job starts over", reason=str(err))
             return []
-
-
-def identity(model: LoadedModel, prepared: PreparedRequest) -> str:
-    """Return a digest of all that decides a job's bytes: with an equal one, a job may go on with another's state.
-
-    Where weights live and which of several equal devices it is changes nothing, so both may differ.
-    """
-    facts = {
-        "polyreel": __version__,
-        "versions": _versions(),
-        "device": _device(model.device),
-        "model": {name: fact for name, fact in model.facts().items() if name not in _NOT_IN_IDENTITY},
-        "request": prepared.request.to_dict(),
-        "images": [[list(image.shape), hashlib.sha256(image.tobytes()).hexdigest()] for image in prepared.images],
-        "adapters": [_adapter(file) for file in (*prepared.loras, *prepared.embeddings)],
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {library: version(library) for library in _LIBRARIES}
-
-
-def _adapter(file: AdapterFile) -> list[Any]:
-    files = [file.path, file.second] if file.second else [file.path]
-    return [file.name, file.strength, file.token, *file.aliases, *(adapter_origin(path) for path in files)]
-
-
-def _device(device: str) -> list[Any]:
-    """Return what tells a device from one that rounds otherwise."""
-    import torch
-
-    if device == "cpu":  # sums depend on the number of threads and on the instructions
-        return ["cpu", torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
-    return [torch.device(device).type, torch.cuda.get_device_name(device)]
-
-
-def _attributes(scheduler: Scheduler) -> dict[str, Any]:
-    """Return all that a scheduler knows but its configuration, and what was put in its methods' place."""
-    return {
-        name: value
-        for name, value in vars(scheduler).items()
-        if name != "_internal_dict" and not isinstance(value, FunctionType | MethodType)
-    }

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from models import OnProgress, Pipeline, PreparedRequest, Snapshots, Video
+from models._copied_scheduler import CopiedScheduler
 from models._geometry import fit
 from models._progress import Meter
-from models._resume import CopiedScheduler, Resume
+from models._resume import Resume
 from models.loaded import LoadedModel
 from polyreel.errors import GenerationFailed, NotServedYet, OutOfMemory, PolyreelError
 from polyreel.request import VideoRequest

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,8 +37,7 @@ def wants_snapshots(estimated_s: float | None, after_s: float) -> bool:
 class JobSnapshots:
     """The snapshots of one attempt at a job; see `models.Snapshots`.
 
-    Reads what earlier attempts left when it is made, so it is made in a thread that may block. Used by one thread at a
-    time.
+    Reads what earlier attempts left when it is made, so it is made in a thread that may block.
 
     Args:
         storage: of the results.
@@ -60,6 +60,7 @@ class JobSnapshots:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
         self._waiting: Future[None] | None = None
         self._closed = False
+        self._lock = threading.Lock()  # of the two above: a job may be given up while it saves
         self.state = self._newest()
 
     def save(self, state: bytes, step: int) -> None:
@@ -68,16 +69,18 @@ class JobSnapshots:
         While one is being stored, the newest of those that come waits and the others are dropped. A failure is logged
         once and costs the job nothing but a place to resume from. After `close` nothing is stored.
         """
-        if self._closed:
-            return
-        if self._waiting is not None:
-            self._waiting.cancel()
-        self._waiting = self._writer.submit(self._put, state, step)
+        with self._lock:
+            if self._closed:
+                return
+            if self._waiting is not None:
+                self._waiting.cancel()
+            self._waiting = self._writer.submit(self._put, state, step)
 
     def close(self) -> None:
         """Store nothing more; what waits is dropped, and what is being stored is not waited for."""
-        self._closed = True
-        self._writer.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._closed = True
+            self._writer.shutdown(wait=False, cancel_futures=True)
 
     def delete(self) -> None:
         """Close, and remove the snapshots of this attempt and of those before it: the job has ended.

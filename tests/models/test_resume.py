@@ -22,7 +22,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from models import AdapterFile, PreparedRequest, Progress, Video
-from models._resume import _versions
+from models._identity import _versions
 from models.tiny import TINY, build
 from polyreel.errors import Cancelled, GenerationFailed
 from polyreel.request import ImageCondition, PromptSpan, Upscale
@@ -143,7 +143,7 @@ def upscaled(request: PreparedRequest) -> PreparedRequest:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers is not ready for NumPy 2
-@pytest.mark.parametrize("step", [1, 4])  # early and late
+@pytest.mark.parametrize("step", [1, 3])  # early, and late with noise still to be drawn
 @pytest.mark.parametrize(("name", "scheduler"), LAYOUTS)
 def test_a_run_interrupted_after_any_step_and_resumed_gives_the_same_bytes(pair, name, scheduler, step):
     models, request = pair(name, scheduler), job(name, "t2v")
@@ -263,15 +263,19 @@ def test_a_job_with_a_lora_is_resumed_with_it(pair, tiny_root):
 def test_a_resumed_run_leaves_no_trace_however_it_ends(pair, name):
     models, request = pair(name), job(name, "t2v")
     state = interrupted(models.first, request, 3)
-    for step in (3, 4, STEPS):  # 3: in the first step, whose result does not count
+    # Before and after the first step, whose result does not count; after one that does.
+    for told, step in ((1, 3), (2, 3), (3, 4)):
+        seen: list[Progress] = []
 
-        def stop(progress: Progress, step: int = step) -> None:
-            if progress.stage == "denoising" and progress.step == step:
+        def stop(progress: Progress, told: int = told, seen: list[Progress] = seen) -> None:
+            seen.append(progress)
+            if [one.stage for one in seen].count("denoising") == told:
                 raise Cancelled("stop")
 
         with pytest.raises(Cancelled):
             generate(models.fresh, request, Kept(state=state), stop)
-        assert not models.fresh.pipeline.interrupt
+        assert seen[-1].step == step
+        assert models.fresh.pipeline.interrupt is False
         assert_same(generate(models.fresh, request), models.whole(request))
     resumed = generate(models.fresh, request, Kept(state=state))
     assert_same(resumed, models.whole(request))
@@ -465,7 +469,7 @@ def test_the_state_of_another_version_is_ignored(pair, monkeypatch, library):
     state = models.state(request, 3)
     assert generate(models.fresh, request, Kept(state=state)).resumed_from == 3
     other = {**_versions(), library: "0.0"}
-    monkeypatch.setattr("models._resume._versions", lambda: other)
+    monkeypatch.setattr("models._identity._versions", lambda: other)
     assert generate(models.fresh, request, Kept(state=state)).resumed_from == 0
 
 
