@@ -99,7 +99,7 @@ class LosesReplies(UnixDomainSocketConnection):
 
     def read_response(self, *args: object, **kwargs: object) -> object:
         reply = super().read_response(*args, **kwargs)
-        if LosesReplies.to_lose:
+        if LosesReplies.to_lose > 0:
             LosesReplies.to_lose -= 1
             self.disconnect()
             raise redis.ConnectionError("lost")
