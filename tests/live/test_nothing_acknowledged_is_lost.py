@@ -118,16 +118,16 @@ def test_the_queue_is_kept_over_a_stop_and_a_start_and_no_process_survives_its_s
     state = tmp_path / "state"
     state.mkdir()
     (state / "checkpoints").symlink_to(live.state_dir / "checkpoints")
-    server = start_live_server(state, tmp_path / "up.log", "--workers=2", POLYREEL_DRAIN_S="0")
+    server = start_live_server(state, tmp_path / "up.log", "--workers=2", POLYREEL_DRAIN_S="0", POLYREEL_LEASE_S="4")
     finished = submit(server, num_inference_steps=2)
     until(ended_well(server, finished), 60)
-    waiting = [submit(server) for _ in range(2)]
+    waiting = [submit(server, height=256, width=256) for _ in range(2)]
     below = sessions_below(server.process.pid)
     assert titles_in(below).count("polyreel worker") == 2
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
     assert all_gone_from(below), titles_in(below)
-    server = start_live_server(state, tmp_path / "up.log")
+    server = start_live_server(state, tmp_path / "up.log", "--workers=2", POLYREEL_LEASE_S="4")
     try:
         assert fetch(server, finished)["status"] == "success"
         for job_id in waiting:
