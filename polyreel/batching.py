@@ -17,21 +17,18 @@ from polyreel.request import VideoRequest
 SizedBatches = tuple[tuple[int, int], ...]
 
 
-def batch_key(request: VideoRequest, *, exact: bool = False) -> str:
+def batch_key(request: VideoRequest) -> str:
     """Return what two requests must have in common to share a pipeline call; "" for one that must run alone.
 
     Equal keys mean: equal but for the texts of prompt and negative prompt, the seed, and the files that are made of
     the frames. diffusers cannot batch pictures (one sample's picture would condition all), embeddings are part of the
     prompts' own encoder, and the other kinds below are several calls for one video.
 
-    Args:
-        exact: the client wants the very bytes that a run by itself gives; a batch may differ by one grey level.
-
     Returns:
         16 hexadecimal digits, the same in every process and on every machine.
     """
     several_calls = request.closed_loop or request.upscale or request.improved_sampling_seed is not None
-    if exact or several_calls or request.images or request.embeddings or len(request.prompts) != 1:
+    if several_calls or request.images or request.embeddings or len(request.prompts) != 1:
         return ""
     # Whatever a request will be able to say one day counts as well until somebody leaves it out here.
     shared = replace(

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from models import OnProgress, PreparedRequest, Video
+from models import OnProgress, PreparedRequest, Snapshots, Video
 from models.loaded import LoadedModel
 from polyreel.batching import job_pixels
 from polyreel.errors import Cancelled, CheckpointUnavailable, OutOfMemory
@@ -77,7 +77,7 @@ class Attempts:
         on_start: Callable[[], None],
         on_progress: OnProgress,
         timings: dict[str, float],
-        snapshots: Any = None,  # the families' own kind
+        snapshots: Snapshots | None = None,
     ) -> list[Made | Exception]:
         """Return each request's video and receipt, or why it has none, in order.
 
@@ -158,7 +158,11 @@ class Attempts:
         return half
 
     def _run(
-        self, batch: Sequence[PreparedRequest], whole: WholeProgress, timings: dict[str, float], snapshots: Any
+        self,
+        batch: Sequence[PreparedRequest],
+        whole: WholeProgress,
+        timings: dict[str, float],
+        snapshots: Snapshots | None,
     ) -> list[Made]:
         """Run requests in one call, again with less where memory runs out and the size of the batch is not to blame.
 
@@ -193,7 +197,7 @@ class Attempts:
         ladder: Ladder,
         whole: WholeProgress,
         timings: dict[str, float],
-        snapshots: Any,
+        snapshots: Snapshots | None,
     ) -> list[Made]:
         name = batch[0].request.model
         with timed(timings, "load"):

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from polyreel.batching import SizedBatches, batch_limit
+from polyreel.batching import SizedBatches
 from polyreel.catalogue import Catalogue
 from polyreel.entries import ServedModel
 
@@ -160,11 +160,6 @@ class BatchSizes:
         most: dict[int, int] = {}
         for size in sizes:
             most[size.pixels] = min(size.batch_size, most.get(size.pixels, size.batch_size))
-        measured = tuple(sorted(most.items()))
-        # A size that ran out of memory between two measured ones is a size of its own from now on.
-        for pixels in self._splits_of(model):
-            if (limit := batch_limit(measured, pixels)) > 1:
-                most.setdefault(pixels, limit)
         return tuple((pixels, self.most(model, pixels, limit)) for pixels, limit in sorted(most.items()))
 
     def remember_split(self, model: str, pixels: int, smaller_b: int) -> None:

@@ -93,10 +93,6 @@ def test_a_stored_request_has_the_key_that_it_had_when_it_was_submitted() -> Non
     assert batch_key(VideoRequest.from_dict(WITH_LORAS.to_dict())) == batch_key(WITH_LORAS)
 
 
-def test_who_asks_for_exact_bytes_runs_alone() -> None:
-    assert batch_key(REQUEST, exact=True) == ""
-
-
 @pytest.mark.parametrize(
     ("pixels", "most"),
     [(1, 8), (1000, 8), (1001, 4), (2000, 4), (2001, 1), (3000, 1), (3001, 1), (10**12, 1)],

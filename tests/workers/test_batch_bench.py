@@ -67,14 +67,15 @@ def test_the_median_of_the_rounds_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ends", "sizes"),
-    [(0, [1, 2]), (6, [1, 2]), (9, [1, 2]), (15, [1, 2, 4])],
+    ("ends", "sizes", "eights"),
+    [(0, [1, 2], 0), (6, [1, 2], 0), (9, [1, 2], 2), (15, [1, 2, 4], 3)],
     ids=["at once", "in round 1", "in round 2", "the last call"],
 )
-def test_memory_that_runs_out_ends_the_series(ends: int, sizes: list[int]) -> None:
+def test_memory_that_runs_out_ends_the_series(ends: int, sizes: list[int], eights: int) -> None:
     device = Device(room=2, ends=ends)
     assert [run.batch_size for run in measure(device, 4, 3, untold)] == sizes
     assert device.calls.count((1, 4)) == device.calls.count((2, 4)) == 3
+    assert device.calls.count((8, 4)) == eights  # not tried any more once four were too many
 
 
 def test_one_job_that_does_not_fit_is_an_error() -> None:
