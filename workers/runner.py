@@ -60,6 +60,7 @@ class JobRunner:
         resume_after_s, resume_every: see `polyreel.settings.Settings`.
 
     Attributes:
+        keeping: keeps the leases; it says which jobs this worker has.
         current: ids of the jobs in the pipeline, () between calls; told in the heartbeat, read from its thread.
         attempts: knows which models do not load, and whether this process may take another job.
     """
@@ -83,11 +84,11 @@ class JobRunner:
         self.records = queue.records
         self.residency = residency
         self.worker = worker
+        self.keeping = keeping
         self.preparer = Preparer(residency.catalogue, storage, residency.checkpoints)
         self.attempts = Attempts(residency, batch_sizes)
         self.current: tuple[str, ...] = ()
         self._reports = reports
-        self._keeping = keeping
         self._loaded_at = 0.0
         self._storage = storage
         self._scratch = scratch
@@ -104,7 +105,7 @@ class JobRunner:
 
     def jobs(self) -> list[str]:
         """Return the ids of all jobs that this worker has: in the pipeline, or with their files in the making."""
-        return [claim.job_id for claim in self._keeping.claims]
+        return [claim.job_id for claim in self.keeping.claims]
 
     def run(self, claims: Sequence[Claim], limit: Limit = nullcontext) -> None:
         """Run jobs of one claim to their ends; the files may still be in the making when this returns.
@@ -120,7 +121,7 @@ class JobRunner:
             taken = [job for claim in claims if (job := self._read(claim))]
             if taken:
                 self.current = tuple(claim.job_id for _, claim in taken)
-                self._keeping.refresh()
+                self.keeping.refresh()
                 with structlog.contextvars.bound_contextvars(model=taken[0][0].request.model, **_named(taken)):
                     self._run(taken, limit)
         except (SystemExit, KeyboardInterrupt) as stop:
@@ -129,11 +130,11 @@ class JobRunner:
         except Exception as err:  # a mistake of ours; counted, so that it does not go round for ever
             log.critical("jobs handed back", exc_info=err)
             for claim in claims:
-                if claim in self._keeping.claims:
+                if claim in self.keeping.claims:
                     self._release(claim, counted=True)
         finally:
             self.current = ()
-            self._keeping.refresh()
+            self.keeping.refresh()
 
     def finish(self) -> None:
         """Wait for the files in the making; a stop of the process hands them back."""
@@ -146,7 +147,7 @@ class JobRunner:
     def hand_back(self) -> None:
         """Give back every job that this worker has, not counted as an attempt, and finish nothing more."""
         self._finisher.give_up()
-        for claim in self._keeping.claims:
+        for claim in self.keeping.claims:
             self._release(claim, counted=False)
             log.info("job handed back", job_id=claim.job_id)
 
@@ -164,7 +165,7 @@ class JobRunner:
                 self.records.advance(
                     claim.job_id, claim.fence, JobStatus.FAILED, error_code="unreadable", error_message=message
                 )
-            self._keeping.let_go(claim.job_id)
+            self.keeping.let_go(claim.job_id)
             return None
         if stored is None or stored.job.status.is_terminal or stored.fence != claim.fence:
             self._drop(claim, "it has ended, or belongs to another worker")
@@ -173,10 +174,10 @@ class JobRunner:
 
     def _run(self, taken: list[Taken], limit: Limit) -> None:
         timings: dict[str, float] = {}
-        reports = Reports(self._reports, self._keeping, self.worker, [claim for _, claim in taken])
+        reports = Reports(self._reports, self.keeping, self.worker, [claim for _, claim in taken])
 
         def started() -> None:
-            self._keeping.refresh()  # says what is in memory now
+            self.keeping.refresh()  # says what is in memory now
             reports.start()
 
         was_loaded = taken[0][0].request.model in self.residency.loaded
@@ -199,7 +200,7 @@ class JobRunner:
         finally:
             if snapshots:
                 snapshots.close()  # they stay for the next attempt until the job has ended
-        self._keeping.untimed()
+        self.keeping.untimed()
         if good and not was_loaded:
             self._loaded_at = time.monotonic() - timings.get("generate", 0.0)
             with suppress(QueueUnavailable), redis_errors():
@@ -270,11 +271,11 @@ class JobRunner:
         else:
             for job, claim in taken:
                 fail(self.records, job, claim, self.worker, err)
-                self._keeping.let_go(claim.job_id)
+                self.keeping.let_go(claim.job_id)
             if snapshots:
                 snapshots.delete()
         let_go(err)
-        self._keeping.untimed()
+        self.keeping.untimed()
         self.attempts.recover(model, err)
 
     def _end_dropped(self, taken: Sequence[Taken], snapshots: JobSnapshots | None = None) -> None:
@@ -293,16 +294,16 @@ class JobRunner:
 
     def _drop(self, claim: Claim, reason: str) -> None:
         log.info("job dropped", job_id=claim.job_id, reason=reason)
-        self._keeping.let_go(claim.job_id)
+        self.keeping.let_go(claim.job_id)
 
     def _release(self, claim: Claim, *, counted: bool) -> None:
-        self._keeping.let_go(claim.job_id)  # first: a renewal after the release would take the job again
+        self.keeping.let_go(claim.job_id)  # first: a renewal after the release would take the job again
         with suppress(QueueUnavailable), redis_errors():  # else its lease runs out
             self.records.release(claim.job_id, claim.fence, counted=counted)
 
     def _ended(self, made: Finished, succeeded: bool) -> None:
         """Note the end of a job; called in the finisher's thread."""
-        self._keeping.let_go(made.job.id)
+        self.keeping.let_go(made.job.id)
         if made.snapshots:
             made.snapshots.delete()
         if succeeded:

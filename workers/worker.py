@@ -146,7 +146,7 @@ class ModelWorker(SimpleWorker):
     def teardown(self) -> None:
         """Sign off from RQ."""
         with suppress(RedisError):
-            super().teardown()
+            super().teardown()  # type: ignore[no-untyped-call]
 
     def kill_horse(self, *_: Any, **__: Any) -> None:
         """Do nothing: RQ would kill the process group of its child, and this worker has none, so its own."""

@@ -15,6 +15,7 @@ from polyreel.entries import ServedModel
 from polyreel.queue import Queue
 from polyreel.storage import Storage
 from polyreel.storage.local import LocalStorage
+from tests.workers.claims import runner_for
 from workers.residency import Residency
 from workers.runner import JobRunner
 
@@ -43,14 +44,17 @@ def stored(tmp_path: Path) -> LocalStorage:
 @pytest.fixture
 def make_residency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Residency]:
     """Return a factory of residencies; each model is a folder of its own that the family of that name loads."""
+    known: dict[str, Family] = {}
 
     def make(capacity: int = 1, **models: Family) -> Residency:
-        families = {family.name: family for family in models.values()}
-        monkeypatch.setattr(workers.residency, "families", lambda: families)
+        monkeypatch.setattr(workers.residency, "families", lambda: known)
         entries = {}
         for name, family in models.items():
+            # Two workers may each have a family of the same kind.
+            kind = family.name if known.get(family.name, family) is family else f"{family.name}-{len(known)}"
+            known[kind] = family
             (tmp_path / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
-            entries[name] = ServedModel(family=family.name, checkpoint=str(tmp_path / "checkpoints" / name))
+            entries[name] = ServedModel(family=kind, checkpoint=str(tmp_path / "checkpoints" / name))
         return Residency(Catalogue(entries), tmp_path / "built", "cpu", capacity)
 
     return make
@@ -64,6 +68,6 @@ def make_runner(
 
     def make(family: Family, *, worker: str = "one", storage: Storage = stored) -> JobRunner:
         residency = make_residency(**{"ltx-tiny": family})
-        return JobRunner(queue, residency, storage, tmp_path / "scratch", worker)
+        return runner_for(queue, residency, storage, tmp_path / "scratch", worker)
 
     return make

@@ -20,6 +20,7 @@ from polyreel.queue import Queue
 from polyreel.request import VideoRequest
 from polyreel.storage.local import LocalStorage
 from tests.core.jobs import REQUEST, queued
+from tests.workers.claims import runner_for, submit_and_run
 from workers.residency import Residency
 from workers.runner import JobRunner
 
@@ -63,17 +64,14 @@ def serve(queue: Queue, whole: Path, tmp_path: Path) -> Callable[..., JobRunner]
             "broken": ServedModel(**{"family": "ltx", "checkpoint": str(tmp_path / "copy"), **fields}),
         }
         residency = Residency(Catalogue(entries), tmp_path / "built", "cpu", 2)
-        return JobRunner(queue, residency, LocalStorage(tmp_path / "results"), tmp_path / "scratch", "one")
+        return runner_for(queue, residency, LocalStorage(tmp_path / "results"), tmp_path / "scratch")
 
     return serve
 
 
 def run(runner: JobRunner, request: VideoRequest) -> VideoJob:
-    job = runner.queue.submit(queued(request)).job
-    runner.run(job.id)
-    stored = runner.records.get(job.id)
-    assert stored is not None
-    return stored.job
+    [ended] = submit_and_run(runner, queued(request))
+    return ended
 
 
 @pytest.mark.parametrize(
