@@ -10,100 +10,37 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import anyio
-import httpx2
 import pytest
 from pydantic import SecretStr
 
-from polyreel.errors import UnknownRoute
-from polyreel.records import StoredJob
 from polyreel.request import VideoRequest
 from polyreel.settings import Settings
-from server.dialects import Dialect, dialects
+from server.dialects import Dialect
 from tests.conftest import Api
+from tests.dialects.calling import (
+    SECTIONS,
+    WRONG_KEY,
+    assert_is_error,
+    call,
+    call_of,
+    content_of,
+    every_dialect,
+    every_submit,
+    headers_of,
+    with_raw,
+)
 
-WRONG_KEY = "mallory-key-9876543210"
-#: As in the fixture `api`; these tests also make APIs of their own.
-SECTIONS: dict[str, dict[str, Any]] = {"modelslab": {"hold_s": 0}, "universal": {"endpoint_model": "ltx"}}
-
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.parametrize("dialect", dialects().values(), ids=lambda dialect: dialect.name),
-]
-
-
-@dataclass
-class Worker:
-    """Plays the worker beside a submit, because some dialects answer only when the video is there."""
-
-    api: Api
-    seen: list[StoredJob] = field(default_factory=list)
-
-    async def run(self) -> None:
-        while True:
-            self.finish_all()
-            await anyio.sleep(0.01)
-
-    def finish_all(self) -> None:
-        for job_id in self.api.records.open_ids():
-            stored = self.api.records.get(job_id)
-            assert stored is not None
-            self.seen.append(stored)
-            self.api.finish(job_id)
+pytestmark = pytest.mark.anyio
 
 
-async def call(
-    api: Api, dialect: Dialect, content: bytes, headers: Mapping[str, str]
-) -> tuple[httpx2.Response, list[StoredJob]]:
-    """Send a submit; return its response and the records of the jobs that it made."""
-    worker = Worker(api)
-    with anyio.fail_after(20):
-        async with anyio.create_task_group() as group:
-            group.start_soon(worker.run)
-            response = await api.http.request(
-                dialect.example.method, dialect.example.path, content=content, headers=headers
-            )
-            group.cancel_scope.cancel()
-    worker.finish_all()
-    return response, worker.seen
-
-
-def content_of(dialect: Dialect, key: str, **more: Any) -> bytes:
-    """Return the example's body, with `key` where the dialect carries one."""
-    return json.dumps({**dialect.example.body, **more}).replace("{key}", key).encode()
-
-
-def headers_of(dialect: Dialect, key: str) -> dict[str, str]:
-    return {name: value.replace("{key}", key) for name, value in dialect.example.headers.items()}
-
-
-def with_raw(dialect: Dialect, key: str, raw: bytes) -> bytes:
-    """Return the example's body with `raw` as the value of one more key, which is otherwise ignored."""
-    return content_of(dialect, key)[:-1] + b', "unheard_of": ' + raw + b"}"
-
-
-def assert_is_error(dialect: Dialect, response: httpx2.Response, *statuses: int) -> None:
-    """Assert status, JSON of the dialect's own shape, and that no key is repeated in it."""
-    assert response.status_code in statuses, response.text[:500]
-    assert response.headers["content-type"].startswith("application/json")
-    settings = dialect.settings.model_validate(SECTIONS.get(dialect.name, {}))
-    sample = json.loads(bytes(dialect.render_error(UnknownRoute("any"), settings).body))
-    answer = response.json()
-    assert isinstance(answer, dict)
-    assert set(sample) <= set(answer)
-    assert "detail" not in answer, "FastAPI's own shape"
-    for key in ("alice-key-0123456789", WRONG_KEY):
-        assert key not in response.text
-
-
+@every_submit
 async def test_its_example_makes_one_job_that_can_be_read_back(api: Api, dialect: Dialect) -> None:
-    response, jobs = await call(api, dialect, content_of(dialect, api.key), headers_of(dialect, api.key))
+    [response], jobs = await call(api, dialect, content_of(dialect, api.key), headers_of(dialect, api.key))
     assert response.status_code in (200, 202), response.text[:500]
     assert len(jobs) == 1
     job = jobs[0].job
@@ -113,16 +50,18 @@ async def test_its_example_makes_one_job_that_can_be_read_back(api: Api, dialect
     assert api.key not in json.dumps(job.to_record())
 
 
+@every_dialect
 async def test_no_key_is_refused(api: Api, dialect: Dialect) -> None:
-    body = {name: value for name, value in dialect.example.body.items() if "{key}" not in str(value)}
-    headers = {name: value for name, value in dialect.example.headers.items() if "{key}" not in value}
-    response, jobs = await call(api, dialect, json.dumps(body).encode(), headers)
+    body = {name: value for name, value in json.loads(content_of(dialect, "{key}")).items() if value != "{key}"}
+    headers = {name: value for name, value in headers_of(dialect, "{key}").items() if "{key}" not in value}
+    [response], jobs = await call(api, dialect, json.dumps(body).encode(), headers)
     assert_is_error(dialect, response, 401)
     assert jobs == []
 
 
+@every_dialect
 async def test_a_wrong_key_is_refused(api: Api, dialect: Dialect) -> None:
-    response, jobs = await call(api, dialect, content_of(dialect, WRONG_KEY), headers_of(dialect, WRONG_KEY))
+    [response], jobs = await call(api, dialect, content_of(dialect, WRONG_KEY), headers_of(dialect, WRONG_KEY))
     assert_is_error(dialect, response, 401, 403)
     assert jobs == []
 
@@ -151,14 +90,16 @@ HOSTILE: dict[str, Callable[[Dialect, str], bytes]] = {
 }
 
 
+@every_submit
 @pytest.mark.parametrize("hostile", HOSTILE)
 async def test_a_hostile_body_is_refused_and_makes_no_job(api: Api, dialect: Dialect, hostile: str) -> None:
     content = HOSTILE[hostile](dialect, api.key)
-    response, jobs = await call(api, dialect, content, headers_of(dialect, api.key))
+    [response], jobs = await call(api, dialect, content, headers_of(dialect, api.key))
     assert_is_error(dialect, response, 400, 401, 422)
     assert jobs == []
 
 
+@every_submit
 async def test_a_video_of_more_pixels_than_its_model_allows_is_refused(
     make_api: Callable[..., Api], settings: Settings, dialect: Dialect
 ) -> None:
@@ -167,19 +108,21 @@ async def test_a_video_of_more_pixels_than_its_model_allows_is_refused(
         for name, entry in settings.models.items()
     }
     api = make_api(models=models, dialects=SECTIONS)
-    response, jobs = await call(api, dialect, content_of(dialect, api.key), headers_of(dialect, api.key))
+    [response], jobs = await call(api, dialect, content_of(dialect, api.key), headers_of(dialect, api.key))
     assert_is_error(dialect, response, 400)
     assert "frames x width x height must be at most 100 pixels in all, got " in response.text
     assert jobs == []
 
 
+@every_submit
 async def test_a_body_over_the_limit_is_a_413(api: Api, dialect: Dialect) -> None:
     content = with_raw(dialect, api.key, b'"' + b"a" * 21_000_000 + b'"')
-    response, jobs = await call(api, dialect, content, headers_of(dialect, api.key))
+    [response], jobs = await call(api, dialect, content, headers_of(dialect, api.key))
     assert_is_error(dialect, response, 413)
     assert jobs == []
 
 
+@every_submit
 @pytest.mark.parametrize("content_type", [None, "application/x-www-form-urlencoded", "text/plain", "nonsense"])
 async def test_valid_json_is_taken_whatever_its_content_type_says(
     api: Api, dialect: Dialect, content_type: str | None
@@ -187,11 +130,12 @@ async def test_valid_json_is_taken_whatever_its_content_type_says(
     headers = {k: v for k, v in headers_of(dialect, api.key).items() if k.lower() != "content-type"}
     if content_type is not None:
         headers["Content-Type"] = content_type
-    response, jobs = await call(api, dialect, content_of(dialect, api.key), headers)
+    [response], jobs = await call(api, dialect, content_of(dialect, api.key), headers)
     assert response.status_code in (200, 202), response.text[:500]
     assert len(jobs) == 1
 
 
+@every_dialect
 async def test_an_unknown_path_is_a_404_in_its_own_shape(api: Api, dialect: Dialect) -> None:
     for prefix in dialect.prefixes:
         path = prefix.rstrip("/") + "/no/such/path"
@@ -199,10 +143,12 @@ async def test_an_unknown_path_is_a_404_in_its_own_shape(api: Api, dialect: Dial
         assert_is_error(dialect, response, 404)
 
 
+@every_dialect
 async def test_a_wrong_method_is_a_405_that_names_the_right_one(api: Api, dialect: Dialect) -> None:
-    response = await api.http.delete(dialect.example.path, headers=headers_of(dialect, api.key))
+    method, path = call_of(dialect)
+    response = await api.http.delete(path, headers=headers_of(dialect, api.key))
     assert_is_error(dialect, response, 405)
-    assert dialect.example.method in response.headers["Allow"]
+    assert method in response.headers["Allow"]
 
 
 @contextmanager
@@ -230,18 +176,17 @@ def hanging(folder: Path) -> Iterator[str]:
             connection.close()
 
 
+@every_dialect
 @pytest.mark.parametrize("away", [refusing, hanging])
 async def test_without_redis_it_answers_within_three_seconds(
     make_api: Callable[..., Api], dialect: Dialect, away: Any, tmp_path: Path
 ) -> None:
     with away(tmp_path) as url:
         api = make_api(redis_url=SecretStr(url), dialects=SECTIONS)
+        method, path = call_of(dialect)
         started = time.monotonic()
         response = await api.http.request(
-            dialect.example.method,
-            dialect.example.path,
-            content=content_of(dialect, api.key),
-            headers=headers_of(dialect, api.key),
+            method, path, content=content_of(dialect, api.key), headers=headers_of(dialect, api.key)
         )
         took_s = time.monotonic() - started
     assert_is_error(dialect, response, 500, 502, 503, 504)

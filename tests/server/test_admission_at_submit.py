@@ -11,6 +11,9 @@ from polyreel.admission import Rates, work
 from polyreel.catalogue import Catalogue
 from polyreel.entries import Cost, Geometry
 from polyreel.errors import InvalidRequest
+from polyreel.job import JobStatus
+from polyreel.records import StoredJob
+from polyreel.request import VideoRequest
 from server.services import Services
 from tests.conftest import KEY, Api
 from tests.core.jobs import REQUEST, queued
@@ -38,7 +41,9 @@ async def submit(api: Api) -> None:
 
 
 def beat(api: Api, name: str, memory_bytes: int | None, models: tuple[str, ...] = ("ltx-tiny",)) -> None:
-    api.leases.beat(name, {"device": "cuda", "models": list(models), "memory_bytes": memory_bytes})
+    api.leases.beat(
+        name, {"device": "cuda", "models": list(models), "loaded": list(models), "memory_bytes": memory_bytes}
+    )
 
 
 async def test_what_cannot_fit_the_largest_live_worker_is_refused_and_not_queued(api: Api) -> None:
@@ -88,24 +93,38 @@ async def test_a_refusal_has_the_dialects_own_shape(api: Api) -> None:
     assert api.records.open_ids() == []
 
 
+async def eta_s(api: Api, request: VideoRequest) -> int:
+    """Return what a client is told of a job of its own that waits alone, for a model that is loaded."""
+    stored = api.records.create(queued(request), max_open=10)
+    try:
+        return await services(api).eta_s(stored)
+    finally:
+        api.records.cancel(stored.job.id)
+
+
 async def test_the_estimate_follows_a_jobs_own_steps(api: Api) -> None:
     long, short = replace(REQUEST, num_inference_steps=50), replace(REQUEST, num_inference_steps=8)
     entry = services(api).catalogue["ltx-tiny"]
     rates: Rates = work(entry, long).rates(denoising_s=100.0, rest_s=2.0)
     api.records.learn_seconds("ltx-tiny", 102.0, rates)
-    assert await services(api).eta_s(queued(long)) == 102
-    assert await services(api).eta_s(queued(short)) == 18
-    assert await services(api).eta_s(queued(short, progress=50)) == 9
+    beat(api, "only", None)
+    assert await eta_s(api, long) == 102
+    assert await eta_s(api, short) == 18
+    running = StoredJob(queued(short, status=JobStatus.RUNNING, progress=50), 1, 1, False)
+    assert await services(api).eta_s(running) == 9
 
 
 @pytest.mark.parametrize("older", ["", "7.5", "[1]", '{"seconds": 3}'])
 async def test_without_rates_that_can_be_read_the_estimate_is_the_mean(api: Api, older: str) -> None:
-    assert await services(api).eta_s(queued()) == 10
+    beat(api, "only", None)
+    assert await eta_s(api, REQUEST) == 10
     api.records.client.hset("polyreel:seconds", "ltx-tiny", "42.0")  # as older versions wrote it
     api.records.client.hset("polyreel:rates", "ltx-tiny", older)
-    assert await services(api).eta_s(queued()) == 42
+    api.app.state.services.waiting._view = None  # what was read a moment ago is a second old now
+    assert await eta_s(api, REQUEST) == 42
 
 
 async def test_a_job_whose_model_is_not_served_any_more_has_an_estimate(api: Api) -> None:
     api.records.learn_seconds("gone", 30.0, Rates(1.0, 1.0))
-    assert await services(api).eta_s(queued(replace(REQUEST, model="gone"))) == 30
+    beat(api, "only", None, models=("gone",))
+    assert await eta_s(api, replace(REQUEST, model="gone")) == 30
