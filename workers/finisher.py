@@ -79,37 +79,50 @@ class Finisher:
         self._worker = worker
         self._on_end = on_end
         self._file_metadata = file_metadata
-        self._thread: threading.Thread | None = None
+        # Not the thread's own join: in Python 3.11 an exception out of a signal's handler makes a thread look ended.
+        self._is_idle = threading.Event()
+        self._is_idle.set()
         self._is_over = threading.Event()
 
     def hand(self, videos: Sequence[Finished]) -> None:
         """Take the videos of one call; wait until those of the call before are done, so that memory is bounded."""
         if videos:
             self.wait()
-            self._thread = threading.Thread(target=self._run, args=(list(videos),), name="finisher", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, args=(list(videos),), name="finisher", daemon=True)
+            self._is_idle.clear()
+            try:
+                thread.start()
+            except BaseException:
+                self._is_idle.set()
+                raise
 
     def wait(self) -> None:
         """Wait until nothing is in the making."""
-        while self._thread is not None and self._thread.is_alive():
-            self._thread.join(0.2)  # in slices: a signal is handled between them
-        self._thread = None
+        while not self._is_idle.wait(0.2):  # in slices: a signal is handled between them
+            pass
 
     def give_up(self) -> None:
         """Write nothing more: the jobs are being given back."""
         self._is_over.set()
 
     def _run(self, videos: list[Finished]) -> None:
-        while videos:
-            made = videos.pop(0)
-            with structlog.contextvars.bound_contextvars(job_id=made.job.id, model=made.job.request.model):
-                succeeded = self._finish(made)
-                if self._is_over.is_set():
-                    return  # what is left is given back
-                try:
-                    self._on_end(made, succeeded)
-                except Exception as err:  # the others of the call must come to their ends
-                    log.error("end of a job not noted", exc_info=err)
+        try:
+            while videos:
+                self._bring_to_end(videos.pop(0))
+        finally:
+            self._is_idle.set()
+
+    def _bring_to_end(self, made: Finished) -> None:
+        with structlog.contextvars.bound_contextvars(job_id=made.job.id, model=made.job.request.model):
+            if self._is_over.is_set():
+                return  # it is given back
+            succeeded = self._finish(made)
+            if self._is_over.is_set():
+                return
+            try:
+                self._on_end(made, succeeded)
+            except Exception as err:  # the others of the call must come to their ends
+                log.error("end of a job not noted", exc_info=err)
 
     def _finish(self, made: Finished) -> bool:
         try:
