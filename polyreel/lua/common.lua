@@ -89,29 +89,35 @@ end
 local function return_to_line(id, model, t)
   local fair, ready = 'polyreel:fair:' .. model, 'polyreel:ready:' .. model
   local r = redis.call('HMGET', job_key(id), 'tag', 'lane', 'owner', 'number', 'created_at')
-  local created_at = tonumber(r[5] or '') or t
   local f = redis.call('HMGET', fair, 'since', 'v', 'l:' .. (r[2] or '') .. ':' .. (r[3] or ''))
-  local line = tonumber(f[3] or '')
-  if not line or created_at < tonumber(f[1] or t) then
-    redis.call('ZADD', ready, seconds(math.min(created_at - tonumber(f[1] or t), -1e-6)), id)
-  elseif r[1] and r[1] ~= '' and redis.call('ZCOUNT', ready, r[1], r[1]) == 0 then
-    redis.call('ZADD', ready, r[1], id)
-  else
-    local mine = redis.call('HMGET', fair, 'f:' .. line, 'c:' .. line)
-    local turn = math.max(tonumber(f[2] or '0'), tonumber(mine[1] or '0'))
-    local place, waiting = turn * LINES + line, redis.call('ZREVRANGE', ready, 0, -1, 'WITHSCORES')
-    for i = 1, #waiting, 2 do
-      local score = tonumber(waiting[i + 1])
-      if score >= 0 and score % LINES == line then
-        if tonumber(redis.call('HGET', job_key(waiting[i]), 'number') or '0') < tonumber(r[4]) then break end
-        redis.call('ZADD', ready, whole(place), waiting[i])
-        place = score
+  local created_at, since, line = tonumber(r[5] or '') or t, tonumber(f[1] or t), tonumber(f[3] or '')
+  show(id, model)
+  if not line or created_at < since then
+    redis.call('ZADD', ready, seconds(math.min(created_at - since, -1e-6)), id)
+    return
+  end
+  local mine = redis.call('HMGET', fair, 'f:' .. line, 'c:' .. line)
+  local free, place = tonumber(mine[1] or '0'), tonumber(r[1] or '')
+  if not place or redis.call('ZCOUNT', ready, whole(place), whole(place)) > 0 then
+    place = math.max(tonumber(f[2] or '0'), free) * LINES + line
+  end
+  free = math.max(free, math.floor(place / LINES) + tonumber(mine[2] or TURN))
+  redis.call('HSET', fair, 'f:' .. line, whole(free))
+  -- Before it are only older ones of its line, and behind it younger ones.
+  local function swap(others, is_wrong)
+    for i = 1, #others, 2 do
+      local theirs = tonumber(others[i + 1])
+      if theirs >= 0 and theirs % LINES == line then
+        if not is_wrong(tonumber(redis.call('HGET', job_key(others[i]), 'number') or '0')) then return end
+        redis.call('ZADD', ready, whole(place), others[i])
+        place = theirs
       end
     end
-    redis.call('ZADD', ready, whole(place), id)
-    redis.call('HSET', fair, 'f:' .. line, whole(turn + tonumber(mine[2] or TURN)))
   end
-  show(id, model)
+  local number, start = tonumber(r[4]), whole(place)
+  swap(redis.call('ZREVRANGEBYSCORE', ready, start, '0', 'WITHSCORES'), function(other) return other > number end)
+  swap(redis.call('ZRANGEBYSCORE', ready, start, '+inf', 'WITHSCORES'), function(other) return other < number end)
+  redis.call('ZADD', ready, whole(place), id)
 end
 
 -- The deadline that counts lies in polyreel:leases. RQ compares its own score with the reader's clock and fails what has

@@ -143,7 +143,7 @@ def assert_all_adds_up(client: redis.Redis) -> None:
     waiting: dict[str, list[str]] = {}
     listed: dict[str, list[str]] = {}
     started: list[str] = []
-    for model in {r["model"] for r in records.values()} | set(client.smembers("polyreel:models")):
+    for model in {r["model"] for r in unfinished.values()} | set(client.smembers("polyreel:models")):
         waiting[model] = order(client, model)
         listed[model] = client.lrange(f"rq:queue:{model}", 0, -1)
         started += client.zrange(f"rq:wip:{model}", 0, -1)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.job import JobStatus
 from polyreel.leases import Claim, Leases, Wishes
