@@ -120,6 +120,10 @@ class JobRunner:
         try:
             taken = [job for claim in claims if (job := self._read(claim))]
             if taken:
+                if any(job.attempts > 1 for job, _ in taken):
+                    # It may be what took its last worker down; a job whose file is in the making would go down with it
+                    # again, and again, until it has had its attempts as well.
+                    self._finisher.wait()
                 self.current = tuple(claim.job_id for _, claim in taken)
                 self.keeping.refresh()
                 with structlog.contextvars.bound_contextvars(model=taken[0][0].request.model, **_named(taken)):
