@@ -280,14 +280,6 @@ class Records:
         """Return the ids of all unfinished jobs, oldest first."""
         return [str(job_id) for job_id in self.client.zrange(OPEN, 0, -1)]
 
-    def beat(self, worker: str, about: dict[str, object]) -> None:
-        """Say that `worker` lives, for the next `HEARTBEAT_TTL_S` seconds."""
-        self.client.set(f"{WORKER_PREFIX}{worker}", json.dumps(about), ex=HEARTBEAT_TTL_S)
-
-    def leave(self, worker: str) -> None:
-        """Say that `worker` has stopped."""
-        self.client.delete(f"{WORKER_PREFIX}{worker}")
-
     def learn_seconds(
         self, model: str, seconds: float, rates: Rates | None = None, *, shape: str = "", own_s: float = 0.0
     ) -> None:
@@ -317,20 +309,6 @@ def parse_rates(text: object) -> Rates | None:
         return Rates(**json.loads(str(text))) if text else None
     except (TypeError, ValueError):
         return None
-
-
-def estimate_s(job: VideoJob, mean_s: float | None, ahead: int, own_s: float | None = None) -> int:
-    """Return the whole seconds until a job ends, 0 when it has ended.
-
-    Args:
-        mean_s: measured seconds per job of its model; None before the first one, then 10 is assumed.
-        ahead: unfinished jobs before it, each of which takes the mean.
-        own_s: what this job takes by its own work and the model's measured rates; None takes the mean too.
-    """
-    if job.status.is_terminal:
-        return 0
-    mean = mean_s or 10.0
-    return max(1, round((own_s or mean) * (1 - job.progress / 100) + mean * ahead))
 
 
 def hidden_from(stored: StoredJob | None, owner: str) -> bool:

@@ -37,7 +37,8 @@ def entry_fields(job: VideoJob, timeout_s: int, client: redis.Redis) -> list[str
     entry.retries_left = MAX_ATTEMPTS - 1
     fields: list[str | bytes] = []
     for name, value in entry.to_dict().items():
-        fields += [name, value if isinstance(value, bytes) else str(value)]
+        # its status is text and an enum, whose str() is the name of the member
+        fields += [name, value if isinstance(value, str | bytes) else str(value)]
     return fields
 
 
