@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from tests.families.running_out import OutOfMemoryError, RunningOut
 from tests.families.unloadable import Unloadable
 from workers.attempts import Attempts, Made
 from workers.batch_sizes import BatchSizes, MeasuredSize, Run
+from workers.receipt import metadata
 from workers.residency import Residency
 
 pytestmark = pytest.mark.usefixtures("_quick_collections")
@@ -141,6 +143,13 @@ def test_one_request_says_nothing_of_a_batch(attempts: MakeAttempts) -> None:
     [made] = Caller().asks(attempts(Batching()), *jobs("a"))
     assert not isinstance(made, Exception)
     assert "batch_size" not in made[1]
+
+
+def test_the_file_says_that_it_shared_a_call_since_a_value_may_be_off_by_one(attempts: MakeAttempts) -> None:
+    made = Caller().asks(attempts(Batching()), *jobs("a", "b"))
+    assert not isinstance(made[1], Exception)
+    about = metadata(made[1][1])
+    assert (about["title"], json.loads(about["comment"])["batch_size"]) == ("b", 2)
 
 
 # -- one of them is to blame

@@ -20,6 +20,8 @@ from tests.core.jobs import REQUEST, queued
 from tests.families.quick import Quick
 from tests.families.raising import Raising
 from tests.families.running_out import OutOfMemoryError, RunningOut
+from tests.workers.claims import read, runner_for, submit_and_run
+from tests.workers.claims import run as run_next
 from workers.failures import as_out_of_memory, is_device_lost
 from workers.memory import let_go
 from workers.out_of_memory import Ladder, Ladders, explained
@@ -35,16 +37,9 @@ pytestmark = pytest.mark.usefixtures("_quick_collections")
 LARGE = replace(REQUEST, prompts=(PromptSpan("a large one", 33),))
 
 
-def read(queue: Queue, job: VideoJob) -> VideoJob:
-    stored = queue.records.get(job.id)
-    assert stored is not None
-    return stored.job
-
-
 def run(runner: JobRunner, queue: Queue, request: VideoRequest = REQUEST) -> VideoJob:
-    job = queue.submit(queued(request)).job
-    runner.run(job.id)
-    return read(queue, job)
+    [job] = submit_and_run(runner, queued(request))
+    return job
 
 
 def configured(runner: JobRunner, **changes: object) -> JobRunner:
@@ -180,7 +175,7 @@ def test_a_job_that_needed_the_device_alone_gets_it_at_once_the_next_time(
     family = RunningOut("denoising")
     residency = make_residency(capacity=2, **{"ltx-tiny": family, "other": Quick()})
     family.fits = lambda placement, request: residency.loaded == ["ltx-tiny"]
-    runner = JobRunner(queue, residency, LocalStorage(tmp_path / "results"), tmp_path / "scratch", "one")
+    runner = runner_for(queue, residency, LocalStorage(tmp_path / "results"), tmp_path / "scratch")
     started: list[str] = []
 
     def make() -> None:
@@ -242,7 +237,7 @@ def test_the_other_models_go_first(make_residency: Callable[..., Residency], que
     for name in ("other", "pinned"):
         residency.get(name)
     family.fits = lambda placement, request: residency.loaded == ["pinned", "ltx-tiny"]
-    runner = JobRunner(queue, residency, LocalStorage(tmp_path / "results"), tmp_path / "scratch", "one")
+    runner = runner_for(queue, residency, LocalStorage(tmp_path / "results"), tmp_path / "scratch")
     assert run(runner, queue).receipt["after_out_of_memory"] == ["alone"]
     assert family.placements == ["resident"]  # it was not loaded again
 
@@ -251,11 +246,11 @@ def test_a_job_cancelled_meanwhile_is_not_tried_again(make_runner: MakeRunner, q
     job = queue.submit(queued()).job
 
     def cancelled(placement: Placement, request: VideoRequest | None) -> bool:
-        queue.records.advance(job.id, None, JobStatus.CANCELLED)
+        queue.cancel(job.id)
         return False
 
     family = RunningOut("denoising", cancelled)
-    make_runner(family).run(job.id)
+    run_next(make_runner(family))
     assert read(queue, job).status is JobStatus.CANCELLED
     assert family.placements == ["resident"]
 
@@ -417,7 +412,7 @@ def test_a_lost_device_hands_the_job_back_counted_and_ends_the_worker(
 ) -> None:
     job = queue.submit(queued()).job
     runner = make_runner(Raising(error, wrapped=wrapped))
-    runner.run(job.id)
+    run_next(runner)
     handed_back = queue.records.get(job.id)
     assert handed_back is not None
     assert (handed_back.claimable, handed_back.job.attempts, handed_back.job.worker) == (True, 1, "")
@@ -428,7 +423,7 @@ def test_a_lost_device_hands_the_job_back_counted_and_ends_the_worker(
 def test_the_job_that_takes_the_device_down_three_times_is_given_up(make_runner: MakeRunner, queue: Queue) -> None:
     job = queue.submit(queued()).job
     for worker in ("one", "two", "three"):
-        make_runner(Raising(RuntimeError(ILLEGAL)), worker=worker).run(job.id)
+        run_next(make_runner(Raising(RuntimeError(ILLEGAL)), worker=worker))
     failed = read(queue, job)
     assert (failed.status, failed.error_code, failed.attempts) == (JobStatus.FAILED, "worker_died", 3)
 

@@ -24,6 +24,7 @@ from polyreel.queue import Queue
 from polyreel.request import ImageCondition, PromptSpan, VideoRequest
 from polyreel.storage.local import LocalStorage
 from tests.core.jobs import REQUEST, queued
+from tests.workers.claims import runner_for, submit_and_run
 from workers.residency import Residency
 from workers.runner import JobRunner
 
@@ -74,20 +75,26 @@ def fresh(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def runner(queue: Queue, folder: Path, tmp_path: Path) -> JobRunner:
-    """A runner whose files hold no receipt, as those of `FRESH` do not."""
-    catalogue = Catalogue({"ltx-tiny": ServedModel(family="ltx", checkpoint=str(folder))})
-    residency = Residency(catalogue, tmp_path / "built", "cpu", 1)
-    storage = LocalStorage(tmp_path / "results")
-    return JobRunner(queue, residency, storage, tmp_path / "scratch", "one", file_metadata=False)
+def make_runner(queue: Queue, folder: Path, tmp_path: Path) -> Callable[..., JobRunner]:
+    """Return a factory of runners, which write no receipt into their files unless asked to: `FRESH` has none."""
+
+    def make(*, file_metadata: bool = False) -> JobRunner:
+        catalogue = Catalogue({"ltx-tiny": ServedModel(family="ltx", checkpoint=str(folder))})
+        residency = Residency(catalogue, tmp_path / "built", "cpu", 1)
+        storage = LocalStorage(tmp_path / "results")
+        return runner_for(queue, residency, storage, tmp_path / "scratch", file_metadata=file_metadata)
+
+    return make
+
+
+@pytest.fixture
+def runner(make_runner: Callable[..., JobRunner]) -> JobRunner:
+    return make_runner()
 
 
 def run(runner: JobRunner, request: VideoRequest) -> VideoJob:
-    job = runner.queue.submit(queued(request)).job
-    runner.run(job.id)
-    stored = runner.records.get(job.id)
-    assert stored is not None
-    return stored.job
+    [job] = submit_and_run(runner, queued(request))
+    return job
 
 
 @contextmanager
@@ -162,8 +169,10 @@ def test_a_job_is_tried_again_and_the_next_one_is_as_in_a_fresh_process(
     assert small.outputs[0].sha256 == fresh
 
 
-def test_a_job_that_ran_out_of_memory_makes_the_same_file_receipt_and_all(runner: JobRunner) -> None:
-    runner.file_metadata = True
+def test_a_job_that_ran_out_of_memory_makes_the_same_file_receipt_and_all(
+    make_runner: Callable[..., JobRunner],
+) -> None:
+    runner = make_runner(file_metadata=True)
     plain = run(runner, SMALL)
     with no_memory("LTXVideoTransformer3DModel", next_times(1)):
         again = run(runner, SMALL)
@@ -182,7 +191,7 @@ def test_a_vae_that_encodes_a_picture_is_told_to_tile_when_nothing_else_helps(
     from PIL import Image
 
     Image.new("RGB", (64, 64), "orange").save(tmp_path / "a.png")
-    runner.results.storage.put(tmp_path / "a.png", "in/a.png")
+    LocalStorage(tmp_path / "results").put(tmp_path / "a.png", "in/a.png")
     with no_memory("LTXVideoEncoder3d", next_times(3)):
         job = run(runner, replace(SMALL, images=(ImageCondition("in/a.png"),)))
     assert "stage=text_encoding" in capsys.readouterr().out
