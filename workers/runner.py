@@ -207,8 +207,6 @@ class JobRunner:
         self.keeping.untimed()
         if good and not was_loaded:
             self._loaded_at = time.monotonic() - timings.get("generate", 0.0)
-            with suppress(QueueUnavailable), redis_errors():
-                self.queue.leases.learn_swap(taken[0][0].request.model, timings["load"])
         share = {stage: seconds / max(1, len(good)) for stage, seconds in timings.items()}
         videos, rest = [], iter(made)
         for (job, claim), one in zip(taken, prepared, strict=True):
@@ -221,6 +219,9 @@ class JobRunner:
                 video, facts = end
                 videos.append(Finished(job, claim, video, facts, share | video.seconds, snapshots))
         self._finisher.hand(videos)
+        if good and not was_loaded:
+            with suppress(QueueUnavailable), redis_errors():
+                self.queue.leases.learn_swap(taken[0][0].request.model, timings["load"])
 
     def _snapshots(self, taken: Sequence[Taken]) -> JobSnapshots | None:
         """Return where a long job that runs alone saves what it has, and finds what an earlier attempt saved."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import workers.residency
 from models import Family
+from polyreel.broker import start_embedded
 from polyreel.catalogue import Catalogue
 from polyreel.entries import ServedModel
 from polyreel.queue import Queue
@@ -29,6 +32,45 @@ def _quick_collections() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+class OwnValkey:
+    """A Valkey of one test's own, which may hang, or die and come back with what it acknowledged.
+
+    Attributes:
+        url: stays the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # The server ends with the thread that started it.
+        self._starter = ThreadPoolExecutor(1)
+        self._broker = self._starter.submit(start_embedded, folder)
+        self.url = self._broker.result().url
+
+    def kill(self) -> None:
+        self._broker.result().process.kill()
+        self._broker.result().process.wait()
+
+    def start_soon(self) -> None:
+        """Start it again; returns at once."""
+        self._broker = self._starter.submit(start_embedded, self._folder)
+
+    def signal(self, signum: int) -> None:
+        os.kill(self._broker.result().process.pid, signum)
+
+    def stop(self) -> None:
+        process = self._broker.result().process
+        process.kill()
+        process.wait()
+        self._starter.shutdown()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[OwnValkey]:
+    own = OwnValkey(tmp_path / "valkey")
+    yield own
+    own.stop()
 
 
 @pytest.fixture
