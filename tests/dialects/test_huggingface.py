@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -429,37 +428,6 @@ async def test_redis_may_restart_while_a_client_waits(api: Api, monkeypatch: pyt
     monkeypatch.setattr(Services, "wait", falter)
     assert (await generate(api)).status_code == 200
     assert len(failures) == 1
-
-
-class Gone:
-    """A client that sends its request and goes away."""
-
-    def __init__(self, body: dict[str, Any]) -> None:
-        self.messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
-
-    async def receive(self) -> dict[str, Any]:
-        return self.messages.pop(0) if self.messages else {"type": "http.disconnect"}
-
-
-@pytest.mark.anyio
-async def test_a_client_that_goes_away_leaves_no_task_behind_and_its_job_goes_on(api: Api) -> None:
-    client, sent = Gone({"inputs": "a cat"}), []
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": LTX,
-        "query_string": b"",
-        "scheme": "http",
-        "headers": [(b"authorization", f"Bearer {api.key}".encode())],
-    }
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    with anyio.fail_after(5):
-        await api.http._transport.app(scope, client.receive, send)  # type: ignore[attr-defined]
-    assert sent[0]["status"] == 504
-    assert len(api.records.open_ids()) == 1
 
 
 # The cache
