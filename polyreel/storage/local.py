@@ -18,12 +18,18 @@ from polyreel.errors import ConfigurationError, StorageFailed
 from polyreel.storage import Storage, check_key
 
 #: What `put` makes under `polyreel.job.new_job`'s keys: a folder per job, the files called after it, and their drafts.
-_RESULTS = r"out/(?P<id>[0-9a-f-]+)(/(?P=id)\.[a-z0-9]+|/\.(?P=id)\.[a-z0-9]+\.[0-9a-f]{32}\.part)?"
+_RESULTS = (
+    r"out/(?P<id>[0-9a-f-]+)"
+    r"(/(\d+/)?(?P=id)\.[a-z0-9]+|/(\d+/)?\.(?P=id)\.[a-z0-9]+\.[0-9a-f]{32}\.part|/\d+)?"
+)
 
 #: And under the keys of snapshots: a folder per job, a file per attempt, and their drafts.
 _SNAPSHOTS = r"run/[0-9a-f-]+(/[0-9]+|/\.[0-9]+\.[0-9a-f]{32}\.part)?"
 
-_OURS = re.compile(f"{_RESULTS}|{_SNAPSHOTS}")
+#: And under those of pictures, which are called after their digest.
+_PICTURES = r"in/([0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{32}\.part)"
+
+_OURS = re.compile(f"{_RESULTS}|{_SNAPSHOTS}|{_PICTURES}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class LocalStorage:
         are read first: removing a file makes its folder young.
         """
         old = []
-        for path in chain((self.folder / "out").rglob("*"), (self.folder / "run").rglob("*")):
+        for path in chain.from_iterable((self.folder / name).rglob("*") for name in ("in", "out", "run")):
             with suppress(OSError):
                 if _OURS.fullmatch(path.relative_to(self.folder).as_posix()) and path.lstat().st_mtime < before:
                     old.append(path)

@@ -197,6 +197,23 @@ def test_a_sweep_of_a_local_storage_leaves_no_empty_folder_and_no_old_draft(tmp_
     assert list((tmp_path / "stored" / "out").iterdir()) == []
 
 
+def test_a_sweep_of_a_local_storage_removes_each_attempts_files_and_its_folders(tmp_path: Path, source) -> None:
+    storage = LocalStorage(tmp_path / "stored")
+    storage.put(source(b"of an attempt that was not published"), "out/7b1e/1/7b1e.mp4")
+    storage.put(source(b"published"), "out/7b1e/2/7b1e.mp4")
+    (tmp_path / f"stored/out/7b1e/2/.7b1e.mp4.{'0' * 32}.part").write_bytes(b"a killed writer's")
+    assert storage.sweep(time.time() + 1) == 3
+    assert list((tmp_path / "stored" / "out").iterdir()) == []
+
+
+def test_a_sweep_removes_pictures_that_no_request_has_named_lately(storage: Storage, source) -> None:
+    key = f"in/{'0a' * 32}"
+    storage.put(source(b"a picture"), key)
+    assert storage.sweep(time.time() - 60) == 0
+    assert storage.sweep(time.time() + 1) == 1
+    assert storage.size(key) is None
+
+
 def test_a_sweep_removes_snapshots_that_nobody_deleted(storage: Storage, source) -> None:
     storage.put(source(b"of an attempt that died"), "run/7b1e/2")
     storage.put(source(b"the video"), KEY)
@@ -224,7 +241,9 @@ def test_a_sweep_of_a_local_storage_leaves_nothing_of_old_snapshots(tmp_path: Pa
         "run/7b1e/1/2",
         "wedding.jpg",
         "photos/2020/wedding.jpg",
+        "in/wedding.jpg",
         "out/wedding.jpg",
+        "out/7b1e/1/wedding.mp4",
         "out/7b1e/wedding.mp4",
         "out/photos/a.png",
     ],
