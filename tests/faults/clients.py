@@ -41,6 +41,7 @@ class Ask:
         steps: denoising steps.
         owner: "alice" or "bob".
         headers: further ones of the submit.
+        is_keyed: send the name as Idempotency-Key; without it, a job whose waiting client goes away may be cancelled.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Ask:
     steps: int = 2
     owner: str = "alice"
     headers: dict[str, str] = field(default_factory=dict)
+    is_keyed: bool = True
 
     @property
     def prompt(self) -> str:
@@ -229,7 +231,8 @@ Send = Callable[[httpx2.AsyncClient], Awaitable[httpx2.Response]]
 
 
 def _post(ask: Ask, url: str, body: dict[str, Any], read_s: float = 20, **headers: str) -> Send:
-    sent = {"Authorization": f"Bearer {ask.key}", "Idempotency-Key": ask.name, **headers, **ask.headers}
+    keyed = {"Idempotency-Key": ask.name} if ask.is_keyed else {}
+    sent = {"Authorization": f"Bearer {ask.key}", **keyed, **headers, **ask.headers}
     return lambda http: http.post(url, json=body, headers=sent, timeout=httpx2.Timeout(10, read=read_s, pool=None))
 
 

@@ -48,7 +48,7 @@ def stop_at(point: str) -> None:
 
 def note(what: str, prompts: Sequence[str]) -> None:
     """Add a line to the log of calls; a line is written in one piece."""
-    line = json.dumps({"what": what, "prompts": list(prompts), "pid": os.getpid(), "at": time.monotonic()})
+    line = json.dumps({"what": what, "prompts": list(prompts), "pid": os.getpid(), "clock": time.time()})
     with (Path(os.environ[FOLDER]) / "calls.log").open("ab", buffering=0) as log:
         log.write(line.encode() + b"\n")
 
