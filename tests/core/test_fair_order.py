@@ -201,6 +201,18 @@ def test_followers_that_are_handed_back_wait_where_they_were(queue: Queue) -> No
     assert_all_adds_up(queue.records.client)
 
 
+def test_a_head_that_is_handed_back_waits_behind_an_older_follower_of_its_line(queue: Queue) -> None:
+    """The older one shared another owner's call, so the younger one had its turn."""
+    submit(queue, "bob", batch_key="k")
+    older, younger = submit(queue, "alice", batch_key="k"), submit(queue, "alice")
+    [_, follower] = claim(queue, batches={MODEL: [(10**9, 2)]})
+    [head] = claim(queue)
+    assert (follower.job_id, head.job_id) == (older, younger)
+    for one in (follower, head):
+        assert queue.records.release(one.job_id, one.fence, counted=False)
+    assert order(queue.records.client) == [older, younger]
+
+
 def test_followers_that_their_owner_takes_again_leave_no_gap(queue: Queue) -> None:
     alices = [submit(queue, "alice", batch_key="k" if number < 3 else "") for number in range(6)]
     for _ in range(6):

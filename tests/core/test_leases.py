@@ -223,6 +223,7 @@ def test_who_comes_back_after_somebody_else_has_claimed_the_job_is_refused_and_c
     assert queue.records.client.hgetall(key) == before
     assert queue.records.advance(new.job_id, new.fence, JobStatus.SUCCEEDED, "two", progress=100)
     assert queue.records.client.hget(key, "ended_by") == "2"
+    assert not queue.records.advance(old.job_id, old.fence, JobStatus.SUCCEEDED, "one"), "the same end is not its own"
 
 
 @pytest.mark.parametrize("counted", [True, False])

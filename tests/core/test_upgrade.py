@@ -83,6 +83,17 @@ def test_one_that_fell_out_keeps_its_place_and_takes_nobody_elses(queue: Queue) 
     assert order(queue.records.client) == jobs[1:]
 
 
+def test_one_whose_place_was_given_to_another_meanwhile_is_put_before_it(queue: Queue) -> None:
+    client = queue.records.client
+    first, second, lost = (submit(queue) for _ in range(3))
+    client.zrem(f"polyreel:ready:{MODEL}", lost)
+    queue.cancel(second)
+    later = [submit(queue) for _ in range(2)]
+    assert repaired(queue) == {lost: "put back into the order"}
+    assert order(client) == [first, lost, *later]
+    assert len({client.zscore(f"polyreel:ready:{MODEL}", job) for job in order(client)}) == 4
+
+
 def test_a_lost_state_of_the_order_leaves_every_job_in_it(queue: Queue) -> None:
     jobs = [submit(queue) for _ in range(3)]
     queue.records.client.delete(f"polyreel:fair:{MODEL}")
