@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -13,46 +15,83 @@ from prometheus_client.registry import Collector
 
 from polyreel import metrics
 from polyreel.job import JobStatus
+from polyreel.leases import SWAPS
 from polyreel.records import OPEN, SECONDS
-from server.services import services
+from server.services import Services, listed, services
 
 router = APIRouter()
 
 _ENDS = tuple(status.value for status in JobStatus if status.is_terminal)
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """What was read from Redis at one moment; mappings are by model, `counts` by counter."""
+
+    counts: Mapping[str, int]
+    open_jobs: int
+    claimed: int
+    workers: int
+    waiting: Mapping[str, int]
+    loaded: Mapping[str, int]
+    seconds: Mapping[str, float]
+    swaps: Mapping[str, float]
+
+
 @router.get("/metrics")
 async def get_metrics(request: Request) -> Response:
     """Answer in Prometheus' text format; 503 in the fallback dialect's shape while Redis is away."""
-    shared = services(request)
-    workers = len(await shared.workers())
-    async with shared.gate.asking():
-        counts = {str(name): int(value) for name, value in (await shared.reader.hgetall(metrics.COUNTS)).items()}
-        seconds = {str(model): float(value) for model, value in (await shared.reader.hgetall(SECONDS)).items()}
-        open_jobs = await shared.reader.zcard(OPEN)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Numbers(counts, seconds, open_jobs, workers))
+    registry.register(_Collected(await _read(services(request))))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-class _Numbers(Collector):
+async def _read(shared: Services) -> _Numbers:
+    workers = await shared.workers()
+    async with shared.gate.asking():
+        models = sorted(str(model) for model in await shared.reader.smembers("polyreel:models"))
+        async with shared.reader.pipeline(transaction=False) as pipeline:
+            for name in (metrics.COUNTS, SECONDS, SWAPS):
+                pipeline.hgetall(name)
+            for name in (OPEN, "polyreel:leases", *(f"polyreel:ready:{model}" for model in models)):
+                pipeline.zcard(name)
+            counts, seconds, swaps, open_jobs, claimed, *waiting = await pipeline.execute()
+    loaded = Counter(str(model) for about in workers for model in listed(about.get("loaded")))
+    return _Numbers(
+        counts={name: int(value) for name, value in counts.items()},
+        open_jobs=open_jobs,
+        claimed=claimed,
+        workers=len(workers),
+        waiting=dict(zip(models, waiting, strict=True)),
+        loaded=loaded,
+        seconds={model: float(value) for model, value in seconds.items()},
+        swaps={model: float(value) for model, value in swaps.items()},
+    )
+
+
+class _Collected(Collector):
     """Hands what was read to prometheus-client."""
 
-    def __init__(self, counts: dict[str, int], seconds: dict[str, float], open_jobs: int, workers: int) -> None:
-        self._counts, self._seconds, self._open, self._workers = counts, seconds, open_jobs, workers
+    def __init__(self, numbers: _Numbers) -> None:
+        self._numbers = numbers
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(
-            metrics.SUBMITTED.name, metrics.SUBMITTED.help, value=self._counts.get("submitted", 0)
-        )
-        yield CounterMetricFamily(metrics.REQUEUED.name, metrics.REQUEUED.help, value=self._counts.get("requeued", 0))
+        n = self._numbers
+        for about, name in ((metrics.SUBMITTED, "submitted"), (metrics.REQUEUED, "requeued")):
+            yield CounterMetricFamily(about.name, about.help, value=n.counts.get(name, 0))
         ended = CounterMetricFamily(metrics.ENDED.name, metrics.ENDED.help, labels=[metrics.ENDED.label])
         for status in _ENDS:
-            ended.add_metric([status], self._counts.get(status, 0))
+            ended.add_metric([status], n.counts.get(status, 0))
         yield ended
-        yield GaugeMetricFamily(metrics.OPEN.name, metrics.OPEN.help, value=self._open)
-        yield GaugeMetricFamily(metrics.WORKERS.name, metrics.WORKERS.help, value=self._workers)
-        mean = GaugeMetricFamily(metrics.SECONDS.name, metrics.SECONDS.help, labels=[metrics.SECONDS.label])
-        for model, value in sorted(self._seconds.items()):
-            mean.add_metric([model], value)
-        yield mean
+        for about, value in ((metrics.OPEN, n.open_jobs), (metrics.CLAIMED, n.claimed), (metrics.WORKERS, n.workers)):
+            yield GaugeMetricFamily(about.name, about.help, value=value)
+        for about, values in (
+            (metrics.WAITING, n.waiting),
+            (metrics.LOADED, n.loaded),
+            (metrics.SECONDS, n.seconds),
+            (metrics.SWAPS, n.swaps),
+        ):
+            family = GaugeMetricFamily(about.name, about.help, labels=[about.label])
+            for model, by_model in sorted(values.items()):
+                family.add_metric([model], by_model)
+            yield family

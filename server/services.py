@@ -206,7 +206,7 @@ class Services:
         now = time.monotonic()
         if now - self._devices.read_at > _DEVICES_S:
             self._devices.read_at, self._devices.said = now, await self.workers()
-        sizes = [said.get("memory_bytes") for said in self._devices.said if model in _listed(said.get("models"))]
+        sizes = [said.get("memory_bytes") for said in self._devices.said if model in listed(said.get("models"))]
         known = [size for size in sizes if isinstance(size, int)]
         return max(known) if known and len(known) == len(sizes) else None
 
@@ -307,7 +307,8 @@ def guess_s(position: int = 0) -> int:
     return 10 * (position + 1)
 
 
-def _listed(value: object) -> list[object]:
+def listed(value: object) -> list[object]:
+    """Return what a heartbeat lists in a field, [] where it has none."""
     return value if isinstance(value, list) else []
 
 

@@ -117,9 +117,10 @@ class Api:
         """Take a job as a worker would, also where others are before it in its model's order: those go back."""
         stored = self.records.get(job_id)
         assert stored is not None
+        model = stored.job.request.model
         before: list[Claim] = []
         while True:
-            [claim] = self.leases.claim(worker, Wishes(models=[stored.job.request.model]))
+            [claim] = self.leases.claim(worker, Wishes(models=[model], resident=[model]))
             if claim.job_id == job_id:
                 break
             before.append(claim)

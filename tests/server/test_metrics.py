@@ -33,6 +33,7 @@ async def test_an_empty_server_counts_nothing(api: Api) -> None:
         'polyreel_jobs_ended_total{status="failed"}': 0,
         'polyreel_jobs_ended_total{status="cancelled"}': 0,
         "polyreel_jobs_open": 0,
+        "polyreel_jobs_claimed": 0,
         "polyreel_workers": 0,
     }
 
@@ -46,14 +47,21 @@ async def test_each_change_of_a_job_is_counted_once(api: Api) -> None:
     for _ in range(2):  # the second is the same write again, after a lost reply
         assert api.records.advance(lost, fence, JobStatus.FAILED, error_code="timeout", error_message="too long")
     api.records.learn_seconds("ltx-tiny", 2.5)
-    api.leases.beat("a-worker", {"models": ["ltx-tiny"]})
+    api.leases.learn_swap("ltx-tiny", 12.0)
+    api.leases.beat("a-worker", {"models": ["ltx-tiny"], "loaded": ["ltx-tiny"]})
+    held = await submit(api)
+    api.claim(held)
     samples = await scrape(api)
     assert waiting in api.records.open_ids()
-    assert samples["polyreel_jobs_submitted_total"] == 3
+    assert samples["polyreel_jobs_submitted_total"] == 4
     assert samples["polyreel_jobs_requeued_total"] == 1
     assert samples['polyreel_jobs_ended_total{status="succeeded"}'] == 1
     assert samples['polyreel_jobs_ended_total{status="failed"}'] == 1
-    assert samples["polyreel_jobs_open"] == 1
+    assert samples["polyreel_jobs_open"] == 2
+    assert samples["polyreel_jobs_claimed"] == 1
+    assert samples['polyreel_jobs_waiting{model="ltx-tiny"}'] == 1
+    assert samples['polyreel_workers_loaded{model="ltx-tiny"}'] == 1
+    assert samples['polyreel_load_seconds_mean{model="ltx-tiny"}'] == 12
     assert samples["polyreel_workers"] == 1
     assert samples['polyreel_job_seconds_mean{model="ltx-tiny"}'] == 2.5
 
