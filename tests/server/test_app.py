@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -99,6 +100,35 @@ def test_a_serving_process_is_small_knows_no_torch_and_keeps_its_secrets(serving
 def test_a_serving_process_stops_in_good_order(serving: Serving) -> None:
     serving.process.send_signal(signal.SIGTERM)
     assert serving.process.wait(10) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/models/Lightricks/LTX-Video", {"inputs": "a cat"}), ("/", {"inputs": {"prompt": "a cat"}})]
+)
+def test_a_client_that_waits_for_its_video_is_told_of_a_stop_and_its_job_goes_on(
+    serving: Serving, records: Records, path: str, body: dict[str, object]
+) -> None:
+    answers: list[httpx2.Response] = []
+
+    def wait() -> None:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        answers.append(httpx2.post(f"{serving.base_url}{path}", json=body, headers=headers, timeout=60))
+
+    client = threading.Thread(target=wait)
+    client.start()
+    deadline = time.monotonic() + 30
+    while not records.open_ids() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    [job_id] = records.open_ids()
+    serving.process.send_signal(signal.SIGTERM)
+    # Ten seconds are the grace for answers under way; a client that waits for minutes is not waited for.
+    assert serving.process.wait(10) in (0, -signal.SIGTERM)
+    client.join(30)
+    [answer] = answers
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["job_id"] == job_id
+    assert records.open_ids() == [job_id]
+    assert "Traceback" not in serving.log.read_text()
 
 
 async def test_health_is_ok_whatever_becomes_of_redis(make_api: Callable[..., Api]) -> None:
