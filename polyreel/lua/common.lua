@@ -73,14 +73,15 @@ local function leave_line(id, model)
   local free = tonumber(redis.call('ZSCORE', ready, id) or '-1')
   take_turn(id, model)
   if free < 0 then return end
-  local line, behind = free % LINES, redis.call('ZRANGEBYSCORE', ready, whole(free), '+inf', 'WITHSCORES')
+  local line, behind, moves = free % LINES, redis.call('ZRANGEBYSCORE', ready, whole(free), '+inf', 'WITHSCORES'), {}
   for i = 1, #behind, 2 do
     local place = tonumber(behind[i + 1])
     if place % LINES == line then
-      redis.call('ZADD', ready, whole(free), behind[i])
+      moves[#moves + 1], moves[#moves + 2] = whole(free), behind[i]
       free = place
     end
   end
+  for i = 1, #moves, 1000 do redis.call('ZADD', ready, unpack(moves, i, math.min(i + 999, #moves))) end
   redis.call('HSET', 'polyreel:fair:' .. model, 'f:' .. whole(line), whole(math.floor(free / LINES)))
 end
 
@@ -103,20 +104,26 @@ local function return_to_line(id, model, t)
   end
   free = math.max(free, math.floor(place / LINES) + tonumber(mine[2] or TURN))
   redis.call('HSET', fair, 'f:' .. line, whole(free))
-  -- Before it are only older ones of its line, and behind it younger ones.
-  local function swap(others, is_wrong)
-    for i = 1, #others, 2 do
-      local theirs = tonumber(others[i + 1])
-      if theirs >= 0 and theirs % LINES == line then
-        if not is_wrong(tonumber(redis.call('HGET', job_key(others[i]), 'number') or '0')) then return end
-        redis.call('ZADD', ready, whole(place), others[i])
-        place = theirs
+  -- Before it are only older ones of its line, and behind it younger ones. In steps: the nearest mostly settle it.
+  local number, start = tonumber(r[4]), whole(place)
+  local function swap(range, last, is_wrong)
+    local from = start
+    while true do
+      local others = redis.call(range, ready, from, last, 'WITHSCORES', 'LIMIT', 0, 64)
+      if #others == 0 then return end
+      for i = 1, #others, 2 do
+        local theirs = tonumber(others[i + 1])
+        if theirs % LINES == line then
+          if not is_wrong(tonumber(redis.call('HGET', job_key(others[i]), 'number') or '0')) then return end
+          redis.call('ZADD', ready, whole(place), others[i])
+          place = theirs
+        end
       end
+      from = '(' .. others[#others]
     end
   end
-  local number, start = tonumber(r[4]), whole(place)
-  swap(redis.call('ZREVRANGEBYSCORE', ready, start, '0', 'WITHSCORES'), function(other) return other > number end)
-  swap(redis.call('ZRANGEBYSCORE', ready, start, '+inf', 'WITHSCORES'), function(other) return other < number end)
+  swap('ZREVRANGEBYSCORE', '0', function(theirs) return theirs > number end)
+  swap('ZRANGEBYSCORE', '+inf', function(theirs) return theirs < number end)
   redis.call('ZADD', ready, whole(place), id)
 end
 

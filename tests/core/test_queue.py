@@ -205,7 +205,7 @@ def test_a_claimed_job_counts_as_unfinished(queue: Queue) -> None:
 def test_limits_are_exact_when_a_hundred_submit_at_once(
     redis_url: str, max_open: int, max_open_of_owner: int | None, admitted: int
 ) -> None:
-    queue = open_queue(redis_url, max_open=max_open, max_open_of_owner=max_open_of_owner)
+    queue = open_queue(redis_url, max_open=max_open, max_open_of_owner=max_open_of_owner, patient=True)
     said = at_once(100, lambda number: queue.submit(queued(owner=("alice", "bob")[number % 2])))
     stored = [one for one in said if isinstance(one, StoredJob)]
     assert len(stored) == admitted
@@ -283,12 +283,14 @@ def test_a_record_that_expires_between_two_looks_is_made_anew(queue: Queue, monk
     assert read(queue, again.job.id) == again
 
 
-def test_a_hundred_at_once_with_one_key_make_one_job(queue: Queue) -> None:
+def test_a_hundred_at_once_with_one_key_make_one_job(redis_url: str) -> None:
+    queue = open_queue(redis_url, patient=True)
     terms = Terms(idempotency_key="order-7", digest="a")
     said = at_once(100, lambda number: queue.submit(queued(), terms))
     assert len({one.job.id for one in said}) == 1
     assert len(queue.records.open_ids()) == 1
     assert_all_adds_up(queue.records.client)
+    queue.records.client.close()
 
 
 def test_a_waiting_job_never_expires(queue: Queue) -> None:
