@@ -14,6 +14,7 @@ from polyreel.errors import InvalidRequest
 from polyreel.job import JobStatus
 from polyreel.records import StoredJob
 from polyreel.request import VideoRequest
+from polyreel.terms import Terms
 from server.services import Services
 from tests.conftest import KEY, Api
 from tests.core.jobs import REQUEST, queued
@@ -128,3 +129,15 @@ async def test_a_job_whose_model_is_not_served_any_more_has_an_estimate(api: Api
     api.records.learn_seconds("gone", 30.0, Rates(1.0, 1.0))
     beat(api, "only", None, models=("gone",))
     assert await eta_s(api, replace(REQUEST, model="gone")) == 30
+
+
+async def test_what_was_acknowledged_stays_so_when_the_worker_that_it_fits_has_gone(api: Api) -> None:
+    terms = Terms(idempotency_key="mine", digest="of the request")
+    beat(api, "large", 80_000_000_000)
+    made = await services(api).submit(REQUEST, dialect="novita", owner="alice", terms=terms)
+    beat(api, "large", 8_000_000_000)
+    services(api)._devices.read_at = 0.0
+    with pytest.raises(InvalidRequest):
+        await submit(api)
+    again = await services(api).submit(REQUEST, dialect="novita", owner="alice", terms=terms)
+    assert (again.job.id, again.number) == (made.job.id, made.number)

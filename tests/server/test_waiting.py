@@ -173,6 +173,10 @@ async def test_a_poll_costs_the_same_whether_twenty_jobs_wait_or_two_thousand(ap
     # One poll reads its record and asks for its place; a reading of everything, once a second, is in it too.
     assert many_commands < 10
     assert few_commands < 10
+    assert service._view is not None
+    service._view.read_at = service._view.cost_s = 0.0
+    again, _ = await polls(api, many[:2])
+    assert again < 40, "reading the queue anew asks only for the jobs that are new"
     assert many_s < 10 * few_s
 
 
