@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A CPU build of torch where the index offers one; `make install TORCH=torch==2.13.0+cu130` takes another.
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo up test test-slow test-gpu lint format bench clean
+.PHONY: help install demo up test test-slow test-gpu storm lint format bench bench-queue clean
 help:
 	@sed -n '/^[a-z-]*:.*## /s/:.*## /\t/p' Makefile | expand -t 12
 
@@ -46,6 +46,10 @@ test-slow: install ## what takes minutes by nature: full-size examples, foreign 
 test-gpu: install ## full-size models with random weights on CUDA, with a report of memory and speed
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
+SECONDS ?= 60
+storm: install ## kill parts of a server under load for a while: make storm SECONDS=60 SEED=7
+	@$(BIN)/python -m tests.faults.storm --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
 lint: install ## ruff, mypy, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -58,6 +62,9 @@ format: install
 
 bench: install ## what the server adds to the bare pipeline
 	@$(BIN)/python -P benchmarks/bench_server.py
+
+bench-queue: install ## rates and latencies of the queue, each with its control
+	@$(BIN)/python -P benchmarks/bench_queue.py
 
 clean:
 	rm -rf demo build *.egg-info

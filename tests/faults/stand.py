@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx2
 import psutil
+import redis
 import yaml
 
 from polyreel.broker import EmbeddedBroker, start_embedded
@@ -135,6 +136,13 @@ class Worker(Part):
     def worker(self) -> str:
         """The name of this life."""
         return f"{self.slot}-{self.lives}"
+
+    @property
+    def jobs(self) -> list[str]:
+        """Ids of the jobs that it says it has, in its heartbeat."""
+        with redis.Redis.from_url(self.environment["REDIS_URL"], decode_responses=True) as client:
+            about = client.get(f"polyreel:worker:{self.worker}")
+        return list(json.loads(str(about))["jobs"]) if about else ["(unknown)"]
 
     @property
     def keeper(self) -> int | None:

@@ -102,24 +102,28 @@ def test_a_native_call_that_holds_the_lock_for_longer_than_a_lease_keeps_its_job
     assert whole.times_begun(ask.prompt) == 1
 
 
-def test_a_worker_that_stood_still_cannot_overwrite_what_another_made_of_its_job(whole: Stand) -> None:
+def test_a_worker_that_stood_still_cannot_write_over_what_another_makes_of_its_job(whole: Stand) -> None:
     whole.ask_to_stop_at("step")
     ask = Ask("zombie", "modelslab")
     crowd = one(whole, ask)
     zombie = whole.worker_of(whole.stopped_at("step"))
     zombie.signal(signal.SIGSTOP)
     whole.let_go("step")
-    kept = ended(crowd)
-    published = whole.record(kept.job_id).job.outputs
+    whole.ask_to_stop_at("encoding")
+    other = whole.worker_of(whole.stopped_at("encoding"))
+    assert other is not zombie
     zombie.signal(signal.SIGCONT)
-    # It takes part again when it has dropped the job: with the other one stopped, somebody has to make this.
-    other = next(w for w in whole.workers if w is not zombie)
+    until(lambda: zombie.jobs == [], "it has come to the end of what it was doing")
+    assert status(whole, ask) is JobStatus.ENCODING
+    whole.let_go("encoding")
+    kept = ended(crowd)
+    # It is of use again: with the other one stopped, somebody has to make this.
     assert other.stop() == 0
     [after] = run_all(bases(whole), [Ask("after-the-zombie", "novita")])
     assert whole.record(after.job_id).job.worker == zombie.worker
     other.start()
     check(whole, [kept, after])
-    assert whole.record(kept.job_id).job.outputs == published
+    assert whole.times_begun(ask.prompt) == 2
     assert [path.name for path in (whole.state / "results" / "out" / kept.job_id).iterdir()] == ["2"]
 
 

@@ -132,7 +132,7 @@ def test_a_submit_whose_reply_is_lost_is_one_job(whole: Stand) -> None:
     with Proxy(socket_of(whole)) as proxy:
         behind = whole.make_api("behind-proxy", url=proxy.url)
         with whole.running(behind):
-            asks = [Ask(f"reply-lost-{dialect}", dialect) for dialect in ("modelslab", "novita")]
+            asks = [Ask(f"reply-lost-{dialect}", dialect, is_keyed=False) for dialect in ("modelslab", "novita")]
             kept: list[Kept] = []
             for ask in asks:
                 proxy.lose_the_reply_to(ask.prompt)
