@@ -62,7 +62,7 @@ def _work(options: argparse.Namespace) -> int:
     from workers.runner import JobRunner
     from workers.self_check import UNFIT_EXIT
     from workers.sweeper import Sweeper
-    from workers.worker import make_worker
+    from workers.worker import make_worker, wait_for_queue
 
     configure_logs(settings.log_level, "worker")
     import structlog
@@ -106,6 +106,7 @@ def _work(options: argparse.Namespace) -> int:
             "memory_bytes": memory[1] if memory else None,
             "models": [] if worker.is_draining else models(),
             "loaded": residency.loaded,
+            "loading": runner.loading,
             "capacity": settings.resident_models,
             "held_s": round(runner.held_s, 3),
             "unavailable": attempts.unavailable,
@@ -120,9 +121,10 @@ def _work(options: argparse.Namespace) -> int:
     scratch = settings.state_dir / "scratch"
     storage = connect_storage(settings.storage_url)
     batch_sizes = BatchSizes.load(settings.state_dir / "batches.json", settings.catalogue, device_name(device))
+    reports = Records(connect(url, patient=False), settings.retention_s, settings.lease_s)
     runner = JobRunner(
         queue,
-        Records(connect(url, patient=False), settings.retention_s, settings.lease_s),
+        reports,
         keeping,
         residency,
         storage,
@@ -155,6 +157,7 @@ def _work(options: argparse.Namespace) -> int:
             log.critical("worker ends", reason=attempts.fitness.unfit)
             worker.end_after_this_job()
 
+    wait_for_queue(reports.client)
     worker = make_worker(
         rq_connection(url, patient=True),
         name,

@@ -135,10 +135,9 @@ class Keeper:
         for task in [task for task, due in self._due.items() if due <= now]:
             self._due[task] = now + self._every[task]
             try:
-                getattr(self, f"_{task}")()
-                if self._is_away:
+                if getattr(self, f"_{task}")() and self._is_away:
                     log.info("queue is back")
-                self._is_away = False
+                    self._is_away = False
             except Exception as err:  # a keeper outlives any trouble with Redis
                 if not self._is_away:
                     log.warning("queue does not answer", reason=str(err))
@@ -147,29 +146,35 @@ class Keeper:
                 self._due[task] = time.monotonic() + min(0.5, self._every[task])
                 return
 
-    def _beat(self) -> None:
-        self.leases.beat(self.setup.worker, self.state.about)
+    # Each returns whether Redis was asked.
 
-    def _renew(self) -> None:
+    def _beat(self) -> bool:
+        self.leases.beat(self.setup.worker, self.state.about)
+        return True
+
+    def _renew(self) -> bool:
         claims = [Claim(job_id, fence) for job_id, fence in self.state.claims]
         claims = [claim for claim in claims if claim not in self._lost]
         if not claims:
-            return
+            return False
         said = self.leases.renew(self.setup.worker, claims)
         lost = [claim for claim, word in zip(claims, said, strict=True) if word != "ok"]
         if lost:
             self._lost.update(lost)
             self._tell(lost)
+        return True
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
         for job_id, status in self.leases.reap().items():
             log.warning("job taken from a dead worker", job_id=job_id, status=status)
+        return True
 
-    def _repair(self) -> None:
+    def _repair(self) -> bool:
         # One of all keepers; who comes too late does so in the next round.
         if self.leases.client.set("polyreel:repairing", self.setup.worker, nx=True, ex=max(1, int(REPAIR_S * 0.8))):
             for job_id, what in self.leases.repair().items():
                 log.warning("job repaired", job_id=job_id, done=what)
+        return True
 
     def _end_the_worker(self) -> None:
         log.critical("worker ends", reason="the call in progress is over its time and does not heed the timer")

@@ -16,11 +16,13 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
-from redis import RedisError
+from redis import Redis, RedisError
 from rq import Queue as RQQueue
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
+from rq.utils import now as rq_now
 from rq.worker import WorkerStatus
+from rq.worker_registration import clean_worker_registry
 
 from polyreel.errors import QueueUnavailable
 from polyreel.leases import Claim
@@ -57,19 +59,6 @@ class ModelWorker(SimpleWorker):
     def procline(self, message: str) -> None:
         """Keep our own process title; RQ would write its state over it."""
 
-    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
-        """Register when Redis answers; RQ gives up on it at the first silence. Any: RQ's own arguments."""
-        pause = POLL_S
-        while True:
-            try:
-                self.connection.ping()
-                super().bootstrap(*args, **kwargs)
-                return
-            except RedisError as err:
-                log.warning("queue does not answer, waiting for it", reason=str(err))
-            time.sleep(pause)
-            pause = min(_LONGEST_PAUSE_S, pause * 2)
-
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
         """Wait for work and return it, None when told to stop. Any: RQ's loop hands the pair to `execute_job`."""
         beaten_at = -_RQ_BEAT_S
@@ -79,7 +68,7 @@ class ModelWorker(SimpleWorker):
             try:
                 with redis_errors():
                     if time.monotonic() - beaten_at > _RQ_BEAT_S:
-                        super().heartbeat()
+                        self.heartbeat()
                         beaten_at = time.monotonic()
                     claims = self.claim()
                 pause = POLL_S
@@ -134,9 +123,11 @@ class ModelWorker(SimpleWorker):
             super().check_for_suspension(burst)
 
     def run_maintenance_tasks(self) -> None:
-        """Tidy RQ's registries."""
+        """Forget workers that are gone. RQ's own would also import and call what entries in its registries name."""
+        self.last_cleaned_at = rq_now()  # type: ignore[assignment]
         with suppress(RedisError):
-            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+            for queue in self.queues:
+                clean_worker_registry(queue)
 
     def set_shutdown_requested_date(self) -> None:
         """Show in RQ that a stop was asked for."""
@@ -179,6 +170,24 @@ class ModelWorker(SimpleWorker):
     def is_draining(self) -> bool:
         """True once this worker takes no further jobs."""
         return bool(self._stop_requested)
+
+
+def wait_for_queue(client: Redis) -> None:
+    """Return when Redis answers: RQ would give up on it while a worker is made.
+
+    Args:
+        client: one that gives up soon.
+    """
+    pause = POLL_S
+    while True:
+        try:
+            client.ping()
+            return
+        except RedisError as err:
+            if pause == POLL_S:
+                log.warning("queue does not answer, waiting for it", reason=str(err))
+        time.sleep(pause)
+        pause = min(_LONGEST_PAUSE_S, pause * 2)
 
 
 def make_worker(
