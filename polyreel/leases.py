@@ -10,6 +10,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import redis
 
@@ -144,17 +145,17 @@ class Leases:
         said = [str(part) for part in self._repair(args=arguments({"lease_s": self.lease_s, "schema": SCHEMA}))]
         return dict(zip(said[::2], said[1::2], strict=True))
 
-    def beat(self, worker: str, about: Mapping[str, object]) -> None:
+    def beat(self, worker: str, about: Mapping[str, Any]) -> None:
         """Say that `worker` lives and what it is doing.
 
         Args:
-            about: JSON; its "loaded" are the models in memory.
+            about: JSON; its "loaded" are the models in memory, and "loading" is the one that will be.
         """
         seconds, microseconds = self.client.time()
         until = seconds + microseconds / 1e6 + HEARTBEAT_TTL_S
         with self.client.pipeline(transaction=False) as pipeline:
             pipeline.set(f"{WORKER_PREFIX}{worker}", json.dumps(about), ex=HEARTBEAT_TTL_S)
-            pipeline.hset(RESIDENTS, worker, json.dumps({"until": until, "models": about.get("loaded", [])}))
+            pipeline.hset(RESIDENTS, worker, json.dumps({"until": until, "models": models_of(about)}))
             pipeline.execute()
 
     def leave(self, worker: str) -> None:
@@ -170,3 +171,9 @@ class Leases:
         """Move a model's mean loading time towards the newest measurement."""
         before = self.client.hget(SWAPS, model)
         self.client.hset(SWAPS, model, f"{seconds if before is None else 0.7 * float(before) + 0.3 * seconds:.3f}")
+
+
+def models_of(about: Mapping[str, Any]) -> list[str]:
+    """Return the models that a worker has in memory or is loading, by its heartbeat. Any: JSON."""
+    loaded, loading = about.get("loaded", ()), about.get("loading", "")
+    return [*(model for model in loaded if model != loading), *([loading] if loading else [])]

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
 import anyio
@@ -145,10 +145,16 @@ class Services:
         await self._check_fits(request, called)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=owner, extensions=extensions, vendor=dict(vendor or {}))
+        if await self._is_long(request):
+            terms = replace(terms, exact=True)  # saved on the way, which a call of several is not
         if not pictures:
             return await self.gate.in_thread(self.queue.submit, job, terms)
         await self._check_room()
         return await self._submit_with(pictures, job, terms)
+
+    async def _is_long(self, request: VideoRequest) -> bool:
+        own_s = await self.waiting.own_s(request)
+        return own_s is not None and own_s >= self.settings.resume_after_s
 
     async def _earlier(self, owner: str, terms: Terms) -> StoredJob | None:
         """Return the job that this Idempotency-Key has made, None when it has made none.

@@ -21,7 +21,7 @@ from polyreel.catalogue import Catalogue
 from polyreel.durations import own_seconds, remaining_s, seconds_key
 from polyreel.estimates import Ahead, Estimate, Line, Running, Snapshot, WorkerView, estimate, estimates
 from polyreel.job import JobStatus, VideoJob
-from polyreel.leases import SWAPS
+from polyreel.leases import SWAPS, models_of
 from polyreel.records import RATES, RESIDENTS, SECONDS, SHAPES, WORKER_PREFIX, StoredJob, job_key, parse, parse_rates
 from polyreel.request import VideoRequest
 from polyreel.scheduling import DEFAULT_SWAP_S, Rule
@@ -185,8 +185,19 @@ class Waiting:
         return [(name, stored.job) for name, stored in found if stored and not stored.job.status.is_terminal]
 
     def _worker(self, name: str, about: Mapping[str, Any]) -> WorkerView:  # Any: JSON of a heartbeat
-        loaded = tuple(about.get("loaded", ()))
-        return WorkerView(name, frozenset(about.get("models", ())), loaded, max(len(loaded), self._capacity))
+        resident = tuple(models_of(about))
+        capacity = max(len(resident), about.get("capacity", self._capacity))
+        return WorkerView(name, frozenset(about.get("models", ())), resident, capacity, about.get("held_s", 0.0))
+
+    async def own_s(self, request: VideoRequest) -> float | None:
+        """Return how long a job would take by itself, None for unknown.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        async with self._gate.asking():
+            view = await self._current()
+        return self._own_seconds(view, request, seconds_key(request))
 
     def _own_seconds(self, view: _View, request: VideoRequest, key: str) -> float | None:
         """Return how long a job takes by itself: as its shape took, by its work, else as its model's jobs take."""

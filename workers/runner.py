@@ -61,6 +61,7 @@ class JobRunner:
 
     Attributes:
         keeping: keeps the leases; it says which jobs this worker has.
+        loading: catalogue name of the model that was claimed for and may not be in memory yet, "" between calls.
         current: ids of the jobs in the pipeline, () between calls; told in the heartbeat, read from its thread.
         attempts: knows which models do not load, and whether this process may take another job.
     """
@@ -88,6 +89,7 @@ class JobRunner:
         self.preparer = Preparer(residency.catalogue, storage, residency.checkpoints)
         self.attempts = Attempts(residency, batch_sizes)
         self.current: tuple[str, ...] = ()
+        self.loading = ""
         self._reports = reports
         self._loaded_at = 0.0
         self._storage = storage
@@ -125,6 +127,7 @@ class JobRunner:
                     # again, and again, until it has had its attempts as well.
                     self._finisher.wait()
                 self.current = tuple(claim.job_id for _, claim in taken)
+                self.loading = taken[0][0].request.model
                 self.keeping.refresh()
                 with structlog.contextvars.bound_contextvars(model=taken[0][0].request.model, **_named(taken)):
                     self._run(taken, limit)
@@ -137,7 +140,7 @@ class JobRunner:
                 if claim in self.keeping.claims:
                     self._release(claim, counted=True)
         finally:
-            self.current = ()
+            self.current, self.loading = (), ""
             self.keeping.refresh()
 
     def finish(self) -> None:
@@ -205,7 +208,8 @@ class JobRunner:
             if snapshots:
                 snapshots.close()  # they stay for the next attempt until the job has ended
         self.keeping.untimed()
-        if good and not was_loaded:
+        has_loaded = not was_loaded and taken[0][0].request.model in self.residency.loaded
+        if has_loaded:
             self._loaded_at = time.monotonic() - timings.get("generate", 0.0)
         share = {stage: seconds / max(1, len(good)) for stage, seconds in timings.items()}
         videos, rest = [], iter(made)
@@ -217,9 +221,11 @@ class JobRunner:
                 self._end_all([(job, claim)], end, snapshots)
             else:
                 video, facts = end
-                videos.append(Finished(job, claim, video, facts, share | video.seconds, snapshots))
+                # What a family took, it took for all that were in its call.
+                own = {stage: seconds / facts.get("batch_size", 1) for stage, seconds in video.seconds.items()}
+                videos.append(Finished(job, claim, video, facts, share | own, snapshots))
         self._finisher.hand(videos)
-        if good and not was_loaded:
+        if has_loaded:
             with suppress(QueueUnavailable), redis_errors():
                 self.queue.leases.learn_swap(taken[0][0].request.model, timings["load"])
 
@@ -309,7 +315,7 @@ class JobRunner:
     def _ended(self, made: Finished, succeeded: bool) -> None:
         """Note the end of a job; called in the finisher's thread."""
         self.keeping.let_go(made.job.id)
-        if made.snapshots:
+        if made.snapshots and (succeeded or self._is_over(made.claim)):
             made.snapshots.delete()
         if succeeded:
             self.attempts.fitness.job_succeeded()

@@ -200,3 +200,19 @@ async def test_of_many_polls_at_once_one_reads_the_queue(api: Api, monkeypatch: 
             group.start_soon(one)
     assert found == [Estimate(0, 20.0)] * 50
     assert len(read) == 1
+
+
+@pytest.mark.parametrize(("seconds", "key"), [(119.0, "shared"), (121.0, "")])
+async def test_a_job_that_is_expected_to_take_long_shares_no_call(api: Api, seconds: float, key: str) -> None:
+    """It is saved on the way instead, for which it must run alone; see `resume_after_s`, 120 s."""
+    services: Services = api.app.state.services
+    learn(api, seconds)
+    stored = await services.submit(REQUEST, dialect="modelslab", owner="alice")
+    assert bool(stored.job.batch_key) is bool(key)
+
+
+async def test_a_model_that_a_worker_is_loading_counts_as_its_own(api: Api) -> None:
+    api.leases.beat("one", {"models": ["ltx-tiny"], "loaded": ["wan-tiny"], "loading": "ltx-tiny", "jobs": []})
+    learn(api)
+    waiting = create(api)
+    assert (await estimate(api, waiting)).eta_s == pytest.approx(20.0)

@@ -235,6 +235,15 @@ def test_jobs_of_one_call_each_get_their_own_record(
     assert_all_adds_up(queue.records.client)
 
 
+def test_each_job_of_a_call_is_charged_its_share_of_the_seconds(make_runner: MakeRunner, queue: Queue) -> None:
+    """Quick says that a call took 0.01, 0.02 and 0.03 s, however many are in it."""
+    jobs = submit(queue, *PROMPTS[:2])
+    run(make_runner(Quick()), most=2)
+    for job in jobs:
+        timings = read(queue, job).timings
+        assert (timings["text_encoding"], timings["denoising"], timings["decoding"]) == (0.005, 0.01, 0.015)
+
+
 def test_one_of_a_call_that_cannot_be_made_fails_alone(make_runner: MakeRunner, queue: Queue) -> None:
     good, bad, other = submit(queue, "a fox", "an impossible fox", "a boat")
     run(make_runner(Picky()), most=4)
