@@ -28,8 +28,11 @@ from polyreel.request import OutputSpec
 if TYPE_CHECKING:
     import numpy as np
 
-#: Seconds that one file may take; "best" WebM needs 0.15 s for a frame of 512x512.
-TIMEOUT_S = 600.0
+#: Seconds that one file may take beside what its length needs.
+TIMEOUT_S = 60.0
+
+#: Seconds that a million pixels may take, over ten times what the slowest needs: "best" WebM, 0.57 s on two cores.
+_TIMEOUT_S_PER_MEGAPIXEL = 6.0
 
 #: Encoder threads are part of the options, because H.264 bytes depend on their number. Four: on two cores as fast
 #: as two (11.6 and 13.0 ms a frame), and larger machines gain.
@@ -63,6 +66,12 @@ def check_frames(frames: np.ndarray) -> None:
             "Frames must be a uint8 array of shape (num_frames, height, width, 3) with at least one frame, "
             f"got {frames.dtype} of shape {frames.shape}."
         )
+
+
+def time_limit_s(frames: np.ndarray) -> float:
+    """Return how long a file of `frames` may be in the making before its encoder is taken to hang."""
+    num_frames, height, width, _ = frames.shape
+    return TIMEOUT_S + _TIMEOUT_S_PER_MEGAPIXEL * float(num_frames * height * width) / 1e6
 
 
 def frame_rate(fps: float) -> Fraction:
@@ -227,7 +236,13 @@ def _run(command: list[str], frames: Iterable[bytes | memoryview], stderr: IO[by
 
 def _start(command: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            process_group=0,  # Ctrl-C is for the worker, which finishes its files first
+        )
     except OSError as err:
         raise EncodingFailed(f"ffmpeg could not be started: {err}") from err
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from polyreel.errors import EncodingFailed
 from polyreel.formats import Audio, Format
-from polyreel.formats._ffmpeg import REPRODUCIBLE, check_frames, encode_raw, frame_rate, whole_file
+from polyreel.formats._ffmpeg import REPRODUCIBLE, check_frames, encode_raw, frame_rate, time_limit_s, whole_file
 from polyreel.request import OutputSpec
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ class Gif:
             *("-c:v", "gif", "-gifflags", "+offsetting-transdiff", *REPRODUCIBLE),
             *("-f", "gif", "-loop", "0", "-final_delay", str(last_delay)),
         )
-        encode_raw(_paletted(frames), options, path, pix_fmt="pal8", size=(width, height), rate=rate)
+        limit_s = time_limit_s(frames)
+        encode_raw(_paletted(frames), options, path, pix_fmt="pal8", size=(width, height), rate=rate, timeout_s=limit_s)
         if metadata and metadata.get("comment"):
             with whole_file(path):
                 path.write_bytes(_with_comment(path.read_bytes(), metadata["comment"]))

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyreel.formats import Audio, Format
-from polyreel.formats._ffmpeg import BT709, REPRODUCIBLE, THREADS, check_frames, encode_raw, frame_rate, quality_options
+from polyreel.formats._ffmpeg import (
+    BT709,
+    REPRODUCIBLE,
+    THREADS,
+    check_frames,
+    encode_raw,
+    frame_rate,
+    quality_options,
+    time_limit_s,
+)
 from polyreel.request import OutputSpec
 
 if TYPE_CHECKING:
@@ -64,9 +73,17 @@ class Mp4:
             *("-c:a", "aac", "-b:a", "192k", "-movflags", "+faststart", *REPRODUCIBLE, "-f", "mp4"),
         )
         pictures = (frame.tobytes() for frame in frames)
-        rate = frame_rate(spec.fps)
-        size = (width, height)
-        encode_raw(pictures, options, path, pix_fmt="rgb24", size=size, rate=rate, audio=audio, metadata=metadata)
+        encode_raw(
+            pictures,
+            options,
+            path,
+            pix_fmt="rgb24",
+            size=(width, height),
+            rate=frame_rate(spec.fps),
+            audio=audio,
+            metadata=metadata,
+            timeout_s=time_limit_s(frames),
+        )
 
 
 FORMAT: Format = Mp4()

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyreel.formats import Audio, Format
-from polyreel.formats._ffmpeg import BT709, REPRODUCIBLE, THREADS, check_frames, encode_raw, frame_rate, quality_options
+from polyreel.formats._ffmpeg import (
+    BT709,
+    REPRODUCIBLE,
+    THREADS,
+    check_frames,
+    encode_raw,
+    frame_rate,
+    quality_options,
+    time_limit_s,
+)
 from polyreel.request import OutputSpec
 
 if TYPE_CHECKING:
@@ -62,9 +71,17 @@ class WebM:
             *("-c:a", "libopus", "-b:a", "128k", "-ar", "48000", *REPRODUCIBLE, "-f", "webm"),
         )
         pictures = (frame.tobytes() for frame in frames)
-        rate = frame_rate(spec.fps)
-        size = (width, height)
-        encode_raw(pictures, options, path, pix_fmt="rgb24", size=size, rate=rate, audio=audio, metadata=metadata)
+        encode_raw(
+            pictures,
+            options,
+            path,
+            pix_fmt="rgb24",
+            size=(width, height),
+            rate=frame_rate(spec.fps),
+            audio=audio,
+            metadata=metadata,
+            timeout_s=time_limit_s(frames),
+        )
 
 
 FORMAT: Format = WebM()

@@ -263,6 +263,55 @@ def test_an_encoder_that_hangs_is_killed_in_time(reads, monkeypatch, tmp_path):
     assert not (tmp_path / "video.mp4").exists()
 
 
+def test_a_hanging_encoder_has_a_minute_and_six_seconds_for_every_million_pixels():
+    assert _ffmpeg.time_limit_s(np.zeros((1, 10, 10, 3), np.uint8)) == pytest.approx(60, abs=0.01)
+    assert _ffmpeg.time_limit_s(np.broadcast_to(np.uint8(0), (81, 480, 832, 3))) == pytest.approx(254.1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["mp4", "webm", "gif"])
+def test_every_format_kills_an_encoder_that_hangs(name, monkeypatch, tmp_path):
+    use_encoder(monkeypatch, tmp_path, "exec sleep 600")
+    monkeypatch.setattr(_ffmpeg, "TIMEOUT_S", 0.3)
+
+    with pytest.raises(EncodingFailed, match="ffmpeg was stopped after"):
+        encode(formats()[name], still(2), tmp_path)
+
+
+def test_an_encoder_does_not_hear_the_ctrl_c_of_its_worker(tmp_path):
+    program = """if True:
+        import signal, sys, time
+        from fractions import Fraction
+        from pathlib import Path
+        from polyreel.formats import _ffmpeg
+
+        signal.signal(signal.SIGINT, lambda *_: print("heard", flush=True))
+
+        def frames():
+            yield bytes(64 * 64 * 3)
+            print("began", flush=True)
+            sys.stdin.readline()
+            yield bytes(64 * 64 * 3)
+
+        options = ("-f", "mp4")
+        _ffmpeg.encode_raw(frames(), options, Path(sys.argv[1]), pix_fmt="rgb24", size=(64, 64), rate=Fraction(8))
+    """
+    video = tmp_path / "video.mp4"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", program, str(video)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert worker.stdout.readline() == "began\n"
+    os.killpg(worker.pid, signal.SIGINT)
+    assert worker.stdout.readline() == "heard\n"
+    worker.communicate("go on\n", timeout=60)
+
+    assert worker.returncode == 0
+    assert video.stat().st_size > 0
+
+
 def test_an_encoder_ends_when_the_frames_fail(monkeypatch, tmp_path):
     pid = tmp_path / "pid"
     use_encoder(monkeypatch, tmp_path, f"echo $$ > {pid}; exec sleep 600")
