@@ -93,6 +93,7 @@ class VideoJob:
         outputs: the files, only after success.
         lane: "interactive" or "bulk"; see `polyreel.terms`.
         batch_key: what jobs have in common that may share a pipeline call, "" for one that runs alone.
+        saved: True for a long job: it runs alone and its state is saved on the way; see `resume_after_s`.
         resumed_from: denoising steps that the last attempt took over from an earlier one.
         not_resumable: why a long job starts over after a crash, "" when it does not or is not long.
     """
@@ -120,6 +121,7 @@ class VideoJob:
     outputs: tuple[Output, ...] = ()
     lane: str = "interactive"
     batch_key: str = ""
+    saved: bool = False
     resumed_from: int = 0
     not_resumable: str = ""
 

@@ -132,7 +132,6 @@ def _work(options: argparse.Namespace) -> int:
         name,
         file_metadata=settings.file_metadata,
         batch_sizes=batch_sizes,
-        resume_after_s=settings.resume_after_s,
         resume_every=settings.resume_every,
     )
     attempts = runner.attempts

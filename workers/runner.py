@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from math import inf, isinf
 from pathlib import Path
 
 import structlog
@@ -21,7 +20,7 @@ from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim
 from polyreel.queue import Queue
-from polyreel.records import RATES, Records, parse_rates, redis_errors
+from polyreel.records import Records, redis_errors
 from polyreel.storage import Storage
 from workers.attempts import Attempts, Made, timed
 from workers.batch_sizes import BatchSizes
@@ -33,7 +32,7 @@ from workers.prepare import Preparer
 from workers.reports import Reports
 from workers.residency import Residency
 from workers.results import Results
-from workers.snapshots import JobSnapshots, wants_snapshots
+from workers.snapshots import JobSnapshots
 
 log = structlog.get_logger()
 
@@ -57,7 +56,7 @@ class JobRunner:
         worker: this worker's name, as in its heartbeat.
         file_metadata: write each video's receipt into its files.
         batch_sizes: what was measured on this machine.
-        resume_after_s, resume_every: see `polyreel.settings.Settings`.
+        resume_every: see `polyreel.settings.Settings`.
 
     Attributes:
         keeping: keeps the leases; it says which jobs this worker has.
@@ -78,7 +77,6 @@ class JobRunner:
         *,
         file_metadata: bool = True,
         batch_sizes: BatchSizes | None = None,
-        resume_after_s: float = inf,
         resume_every: int = 5,
     ) -> None:
         self.queue = queue
@@ -94,7 +92,6 @@ class JobRunner:
         self._loaded_at = 0.0
         self._storage = storage
         self._scratch = scratch
-        self._resume_after_s = resume_after_s
         self._resume_every = resume_every
         self._finisher = Finisher(
             queue.records, Results(storage), scratch, worker, self._ended, file_metadata=file_metadata
@@ -232,14 +229,7 @@ class JobRunner:
     def _snapshots(self, taken: Sequence[Taken]) -> JobSnapshots | None:
         """Return where a long job that runs alone saves what it has, and finds what an earlier attempt saved."""
         [(job, claim), *others] = taken
-        if others or isinf(self._resume_after_s):
-            return None
-        estimated_s = None
-        with suppress(QueueUnavailable), redis_errors():
-            rates = parse_rates(self._reports.client.hget(RATES, job.request.model))
-            if rates:
-                estimated_s = work(self.residency.catalogue[job.request.model], job.request).seconds(rates)
-        if not wants_snapshots(estimated_s, self._resume_after_s):
+        if others or not job.saved:
             return None
         return JobSnapshots(self._storage, job.id, claim.fence, every=self._resume_every, scratch=self._scratch)
 
