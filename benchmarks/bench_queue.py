@@ -34,7 +34,8 @@ from polyreel.leases import Wishes
 from polyreel.queue import Queue
 from tests.conftest import KEY
 from tests.core.jobs import REQUEST, queued
-from tests.faults.stand import Stand, Worker, base_url, until
+from tests.faults.parts import Worker, base_url, until
+from tests.faults.stand import Stand
 
 #: Requests of one round, over so many connections.
 _REQUESTS, _CONNECTIONS = 400, 16

@@ -12,105 +12,18 @@ import random
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import httpx2
 
-from tests.conftest import KEY, OTHER_KEY
-
-DIALECTS = ("huggingface", "universal", "modelslab", "novita")
+from tests.faults.asks import Ask, Kept
+from tests.faults.dialects import POLL, SUBMIT, Send, get, read_modelslab, read_novita
 
 #: Answers that mean: come again. 504 is a synchronous wait that was given up; its job goes on.
 COME_AGAIN = {429, 503, 504}
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What one client wants.
-
-    Args:
-        name: unique in a test; its Idempotency-Key, and part of its prompt.
-        dialect: one of `DIALECTS`.
-        orders: of `tests.faults.paced`, e.g. "step_s=0.1".
-        model: catalogue name; the universal dialect has only the first.
-        steps: denoising steps.
-        owner: "alice" or "bob".
-        headers: further ones of the submit.
-        is_keyed: send the name as Idempotency-Key; without it, a job whose waiting client goes away may be cancelled.
-    """
-
-    name: str
-    dialect: str
-    orders: str = ""
-    model: str = "first"
-    steps: int = 2
-    owner: str = "alice"
-    headers: dict[str, str] = field(default_factory=dict)
-    is_keyed: bool = True
-
-    @property
-    def prompt(self) -> str:
-        """The text that the model is given."""
-        return f"clip {self.name} {self.orders}".strip()
-
-    @property
-    def key(self) -> str:
-        """The API key."""
-        return {"alice": KEY, "bob": OTHER_KEY}[self.owner]
-
-
-@dataclass
-class Kept:
-    """What a client remembers.
-
-    Attributes:
-        job_id: "" until it was told.
-        acknowledged_at: moment of the first answer that promised the job, 0.0 before.
-        seen: (0 waiting, 1 at work, 2 ended; percent) at each change.
-        end: "succeeded", "failed", "" before.
-        reason: of a failure.
-        link: to the file.
-        content: of the file.
-        submits: requests until the acknowledgement.
-        submit_s, poll_s: seconds that answers took.
-        wrong: what nobody should be told.
-    """
-
-    ask: Ask
-    job_id: str = ""
-    number: int = 0
-    acknowledged_at: float = 0.0
-    seen: list[tuple[int, int]] = field(default_factory=list)
-    end: str = ""
-    reason: str = ""
-    link: str = ""
-    content: bytes = b""
-    submits: int = 0
-    submit_s: list[float] = field(default_factory=list)
-    poll_s: list[float] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-
-    @property
-    def sha256(self) -> str:
-        """Of the file's content."""
-        return hashlib.sha256(self.content).hexdigest()
-
-    def acknowledged(self, job_id: str) -> None:
-        """Note that somebody promised the job; the same one every time."""
-        if self.job_id and job_id != self.job_id:
-            self.wrong.append(f"was told of job {self.job_id}, then of {job_id}")
-        self.job_id = job_id
-        self.acknowledged_at = self.acknowledged_at or time.monotonic()
-
-    def see(self, rank: int, progress: int) -> None:
-        """Note a state."""
-        if not self.seen or self.seen[-1] != (rank, progress):
-            self.seen.append((rank, progress))
 
 
 class Clients:
@@ -156,7 +69,7 @@ class Clients:
         while not kept.acknowledged_at:
             kept.submits += 1
             began = time.monotonic()
-            answer = await self._send(_SUBMIT[kept.ask.dialect](kept.ask, self.base()))
+            answer = await self._send(SUBMIT[kept.ask.dialect](kept.ask, self.base()))
             if answer is None or answer.status_code in COME_AGAIN:
                 if answer is not None and "retry-after" not in answer.headers and answer.status_code != 504:
                     kept.wrong.append(f"{answer.status_code} without Retry-After")
@@ -199,20 +112,20 @@ class Clients:
     async def poll(self, kept: Kept) -> None:
         """Ask once how the job is getting on; no answer is none."""
         began = time.monotonic()
-        answer = await self._send(_POLL[kept.ask.dialect](kept, self.base()))
+        answer = await self._send(POLL[kept.ask.dialect](kept, self.base()))
         if answer is None or answer.status_code in COME_AGAIN:
             return
         kept.poll_s.append(time.monotonic() - began)
         if answer.status_code != 200:
             kept.wrong.append(f"poll: {answer.status_code} {answer.text[:300]}")
             return
-        (_read_modelslab if kept.ask.dialect == "modelslab" else _read_novita)(kept, answer.json())
+        (read_modelslab if kept.ask.dialect == "modelslab" else read_novita)(kept, answer.json())
 
     async def fetch(self, kept: Kept) -> bytes:
         """Return the file behind the link; a link may be asked for again, so a server that is away only delays it."""
         path = kept.link.partition("/files/")[2]
         while True:
-            answer = await self._send(partial(_get, url=f"{self.base()}/files/{path}"))
+            answer = await self._send(partial(get, url=f"{self.base()}/files/{path}"))
             if answer is not None and answer.status_code == 200:
                 return answer.content
             if answer is not None and answer.status_code not in COME_AGAIN:
@@ -220,95 +133,11 @@ class Clients:
                 return b""
             await asyncio.sleep(self._pause_s)
 
-    async def _send(self, send: Callable[[httpx2.AsyncClient], Awaitable[httpx2.Response]]) -> httpx2.Response | None:
+    async def _send(self, send: Send) -> httpx2.Response | None:
         try:
             return await send(self._http)
         except httpx2.TransportError:  # nobody there, or it went away in the middle
             return None
-
-
-Send = Callable[[httpx2.AsyncClient], Awaitable[httpx2.Response]]
-
-
-def _post(ask: Ask, url: str, body: dict[str, Any], read_s: float = 20, **headers: str) -> Send:
-    keyed = {"Idempotency-Key": ask.name} if ask.is_keyed else {}
-    sent = {"Authorization": f"Bearer {ask.key}", **keyed, **headers, **ask.headers}
-    return lambda http: http.post(url, json=body, headers=sent, timeout=httpx2.Timeout(10, read=read_s, pool=None))
-
-
-def _huggingface(ask: Ask, base: str) -> Send:
-    body = {"inputs": ask.prompt, "parameters": {"num_inference_steps": ask.steps, "num_frames": 2}}
-    return _post(ask, f"{base}/models/faults/{ask.model}", body, 300, **{"x-use-cache": "false"})
-
-
-def _universal(ask: Ask, base: str) -> Send:
-    inputs = {
-        "prompt": ask.prompt, "num_frames": 2, "height": 64, "width": 64, "num_inference_steps": ask.steps,
-        "return_base64": False,
-    }  # fmt: skip
-    return _post(ask, f"{base}/", {"inputs": inputs}, 300)
-
-
-def _modelslab(ask: Ask, base: str) -> Send:
-    body = {
-        "key": ask.key, "prompt": ask.prompt, "model_id": ask.model, "num_frames": 2, "height": 64, "width": 64,
-        "num_inference_steps": ask.steps, "instant_response": True, "output_type": "gif",
-    }  # fmt: skip
-    return _post(ask, f"{base}/api/v6/video/text2video", body)
-
-
-def _novita(ask: Ask, base: str) -> Send:
-    body = {
-        "model_name": f"{ask.model}.safetensors", "height": 256, "width": 256, "steps": ask.steps,
-        "prompts": [{"frames": 8, "prompt": ask.prompt}], "extra": {"response_video_type": "mp4"},
-    }  # fmt: skip
-    return _post(ask, f"{base}/v3/async/txt2video", body)
-
-
-_SUBMIT: dict[str, Callable[[Ask, str], Send]] = {
-    "huggingface": _huggingface, "universal": _universal, "modelslab": _modelslab, "novita": _novita,
-}  # fmt: skip
-
-
-def _get(http: httpx2.AsyncClient, url: str) -> Awaitable[httpx2.Response]:
-    return http.get(url)
-
-
-def _poll_modelslab(kept: Kept, base: str) -> Send:
-    return lambda http: http.post(f"{base}/api/v6/video/fetch/{kept.number}", json={"key": kept.ask.key})
-
-
-def _poll_novita(kept: Kept, base: str) -> Send:
-    headers = {"Authorization": f"Bearer {kept.ask.key}"}
-    url = f"{base}/v3/async/task-result"
-    return lambda http: http.get(url, params={"task_id": kept.job_id}, headers=headers)
-
-
-#: The synchronous dialects have no poll of their own; Novita's knows every job of its owner.
-_POLL: dict[str, Callable[[Kept, str], Send]] = {
-    "huggingface": _poll_novita, "universal": _poll_novita, "modelslab": _poll_modelslab, "novita": _poll_novita,
-}  # fmt: skip
-
-
-def _read_modelslab(kept: Kept, said: dict[str, Any]) -> None:
-    kept.see({"processing": 0}.get(said["status"], 2), 0)
-    if said["status"] == "success":
-        if said["output"] != [kept.link]:
-            kept.wrong.append(f"promised {kept.link}, gave {said['output']}")
-        kept.end = "succeeded"
-    elif said["status"] != "processing":
-        kept.end, kept.reason = "failed", said["message"]
-
-
-def _read_novita(kept: Kept, said: dict[str, Any]) -> None:
-    task = said["task"]
-    rank = {"TASK_STATUS_QUEUED": 0, "TASK_STATUS_PROCESSING": 1}.get(task["status"], 2)
-    kept.see(rank, task["progress_percent"])
-    if task["status"] == "TASK_STATUS_SUCCEED":
-        kept.end = "succeeded"
-        kept.link = kept.link or said["videos"][0]["video_url"]
-    elif rank == 2:
-        kept.end, kept.reason = "failed", task["reason"]
 
 
 class Crowd:
@@ -403,18 +232,3 @@ def again(bases: Sequence[str], kept: Sequence[Kept]) -> None:
         await clients.close()
 
     asyncio.run(ask())
-
-
-def mixed(count: int, name: str, rng: random.Random, slowest_step_s: float = 0.0) -> list[Ask]:
-    """Return requests over all dialects, models and owners, of different lengths."""
-    return [
-        Ask(
-            f"{name}-{n}",
-            DIALECTS[n % 4],
-            f"step_s={rng.uniform(0, slowest_step_s):.3f}",
-            model="first" if n % 4 == 1 else rng.choice(["first", "first", "second"]),
-            steps=rng.randint(2, 8),
-            owner=rng.choice(["alice", "bob"]),
-        )
-        for n in range(count)
-    ]

@@ -25,8 +25,10 @@ from PIL import Image
 from polyreel.job import MAX_ATTEMPTS, JobStatus
 from polyreel.records import connect
 from polyreel.storage import connect_storage
-from tests.faults.clients import Kept, again
-from tests.faults.stand import Gone, Stand, base_url, until
+from tests.faults.asks import Kept
+from tests.faults.clients import again
+from tests.faults.parts import Gone, base_url, until
+from tests.faults.stand import Stand
 
 #: Keys that live as long as the server: one each, or one per model, worker or owner.
 _LASTING = (

@@ -22,9 +22,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.clients import Crowd, Kept, mixed
+from tests.faults.asks import Kept, mixed
+from tests.faults.clients import Crowd
 from tests.faults.laws import Watch, check, record_count
-from tests.faults.stand import LEASE_S, Part, Stand, Worker, base_url
+from tests.faults.parts import LEASE_S, Part, Worker
+from tests.faults.stand import Stand
 
 #: How long healing may take, seconds.
 HEALED_S = 120.0
@@ -143,9 +145,8 @@ def storm(seconds: float, seed: int, folder: Path, say: Callable[[str], None] = 
     stand = Stand(folder / "stand", batch=3, POLYREEL_DRAIN_S="2")
     try:
         stand.start()
-        bases = [base_url(api) for api in stand.apis]
         with Watch(stand) as watch:
-            crowd = Crowd(bases, asks, over_s=seconds, pause_s=0.8).start()
+            crowd = Crowd(stand.bases, asks, over_s=seconds, pause_s=0.8).start()
             chaos = Storm(stand, rng)
             chaos.blow(seconds, say)
             healed = time.monotonic()

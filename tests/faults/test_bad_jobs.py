@@ -6,14 +6,12 @@ import signal
 import time
 
 from polyreel.job import JobStatus
-from tests.faults.clients import Ask, Crowd, run_all
+from tests.faults.asks import Ask
+from tests.faults.clients import Crowd, run_all
 from tests.faults.laws import check, check_at_rest
-from tests.faults.stand import Stand, base_url, until
+from tests.faults.parts import until
+from tests.faults.stand import Stand
 from workers.keeper import OVERTIME_S
-
-
-def bases(stand: Stand) -> list[str]:
-    return [base_url(api) for api in stand.apis]
 
 
 def tended(stand: Stand, crowd: Crowd) -> None:
@@ -28,7 +26,7 @@ def test_a_job_that_kills_its_workers_fails_after_three_attempts_and_takes_no_ot
         worker.signal(signal.SIGSTOP)
     submitted = len(whole.records.open_ids())
     asks = [*good[:5], poison, *good[5:]]
-    crowd = Crowd(bases(whole), asks, over_s=0.5, pause_s=0.1).start()
+    crowd = Crowd(whole.bases, asks, over_s=0.5, pause_s=0.1).start()
     until(lambda: len(whole.records.open_ids()) == submitted + len(asks), "all are in the queue")
     for worker in whole.workers:
         worker.signal(signal.SIGCONT)
@@ -50,7 +48,7 @@ def test_a_job_that_is_made_into_a_file_while_poison_runs_is_not_counted_against
     whole.workers[0].signal(signal.SIGSTOP)
     innocent = Ask("innocent", "modelslab", headers={"X-Polyreel-Exact": "true"})
     poison = Ask("poison-2", "modelslab", "die=1", headers={"X-Polyreel-Exact": "true"})
-    crowd = Crowd(bases(whole), [innocent, poison], over_s=1.0, pause_s=0.1).start()
+    crowd = Crowd(whole.bases, [innocent, poison], over_s=1.0, pause_s=0.1).start()
     until(lambda: len(whole.records.open_ids()) == 2, "both are in the queue")
     whole.workers[0].signal(signal.SIGCONT)
 
@@ -71,16 +69,16 @@ def test_jobs_over_their_time_fail_as_timeouts_in_python_and_in_native_code(whol
     apart = whole.make_worker("apart", profile="apart", POLYREEL_JOB_TIMEOUT_S=str(limit_s))
     with whole.running(apart):
         python = Ask("slow-python", "modelslab", "step_s=60", model="apart")
-        [slow] = run_all(bases(whole), [python])
+        [slow] = run_all(whole.bases, [python])
         assert apart.lives == 1, "the worker lives"
         native = Ask("slow-native", "modelslab", "hang=1", model="apart")
         began = time.monotonic()
-        crowd = Crowd(bases(whole), [native], pause_s=0.1).start()
+        crowd = Crowd(whole.bases, [native], pause_s=0.1).start()
         until(lambda: not apart.is_running, "the worker is ended")
         took_s = time.monotonic() - began
         apart.start()
         [hung] = crowd.finish(30)
-        [after] = run_all(bases(whole), [Ask("after-timeouts", "modelslab", model="apart")])
+        [after] = run_all(whole.bases, [Ask("after-timeouts", "modelslab", model="apart")])
     assert limit_s + OVERTIME_S <= took_s < 60
     for one in (slow, hung):
         assert (one.end, one.wrong) == ("failed", [])
@@ -99,7 +97,7 @@ def test_a_waiting_job_is_cancelled_at_once_a_running_one_in_a_step_and_one_bein
     }
     crowds = {}
     for name, ask in asks.items():
-        crowds[name] = Crowd(bases(whole), [ask], pause_s=0.1).start()
+        crowds[name] = Crowd(whole.bases, [ask], pause_s=0.1).start()
         until(lambda name=name: crowds[name].kept[0].job_id, "it is acknowledged")
         if name != "waiting":
             until(lambda ask=ask: whole.times_begun(ask.prompt), "it runs")
@@ -109,13 +107,13 @@ def test_a_waiting_job_is_cancelled_at_once_a_running_one_in_a_step_and_one_bein
     began = time.monotonic()
     for name in ("running", "running-too"):
         assert whole.queue.cancel(crowds[name].kept[0].job_id) == "cancelled"
-    [next_one] = run_all(bases(whole), [Ask("after-cancel", "modelslab")])
+    [next_one] = run_all(whole.bases, [Ask("after-cancel", "modelslab")])
     freed_s = time.monotonic() - began
     running = [crowds[name].finish(10)[0] for name in ("running", "running-too")]
     assert freed_s < step_s + 2 + 8, "the pipelines of both workers were not held for the 15 s of their jobs"
 
     whole.ask_to_stop_at("encoding")
-    last = Crowd(bases(whole), [Ask("cancel-finishing", "modelslab")], pause_s=0.1).start()
+    last = Crowd(whole.bases, [Ask("cancel-finishing", "modelslab")], pause_s=0.1).start()
     whole.stopped_at("encoding")
     assert whole.queue.cancel(last.kept[0].job_id) == "finishing"
     whole.let_go("encoding")
@@ -132,7 +130,7 @@ def test_one_sample_of_a_shared_call_is_dropped_and_the_others_are_made(whole: S
     for worker in whole.workers:
         worker.signal(signal.SIGSTOP)
     asks = [Ask(f"sample-{n}", "modelslab", "step_s=0.3", steps=8) for n in range(3)]
-    crowd = Crowd(bases(whole), asks, pause_s=0.1).start()
+    crowd = Crowd(whole.bases, asks, pause_s=0.1).start()
     until(lambda: all(one.job_id for one in crowd.kept), "all are acknowledged")
     spare = whole.workers[1]
     whole.workers[0].signal(signal.SIGCONT)

@@ -10,9 +10,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.faults.clients import Ask, Crowd, run_all
+from tests.faults.asks import Ask
+from tests.faults.clients import Crowd, run_all
 from tests.faults.laws import Watch, check
-from tests.faults.stand import LEASE_S, Stand, base_url, until
+from tests.faults.parts import LEASE_S, base_url, until
+from tests.faults.stand import Stand
 
 
 @contextmanager

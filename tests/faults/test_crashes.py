@@ -9,21 +9,19 @@ import time
 import pytest
 
 from polyreel.job import JobStatus
-from tests.faults.clients import Ask, Crowd, Kept, run_all
+from tests.faults.asks import Ask, Kept
+from tests.faults.clients import Crowd, run_all
 from tests.faults.laws import Watch, check, record_count
-from tests.faults.stand import LEASE_S, Stand, base_url, until
+from tests.faults.parts import LEASE_S, until
+from tests.faults.stand import Stand
 
 #: What the README promises for a job whose worker died, seconds. With leases of a tenth of the usual length nothing
 #: here should come near it.
 PROMISED_S = 30.0
 
 
-def bases(stand: Stand) -> list[str]:
-    return [base_url(api) for api in stand.apis]
-
-
 def one(stand: Stand, ask: Ask) -> Crowd:
-    return Crowd(bases(stand), [ask], pause_s=0.1).start()
+    return Crowd(stand.bases, [ask], pause_s=0.1).start()
 
 
 def status(stand: Stand, ask: Ask) -> JobStatus | None:
@@ -81,25 +79,20 @@ def test_a_job_whose_machine_is_lost_runs_again_when_its_lease_is_over(whole: St
     assert whole.record(kept.job_id).job.attempts == 2
 
 
-def test_a_job_goes_on_when_its_keeper_is_killed(stand: Stand) -> None:
-    ask = Ask("keeper-killed", "modelslab", "step_s=0.2", steps=int(3 * LEASE_S / 0.2))
-    crowd = one(stand, ask)
-    until(lambda: status(stand, ask) is JobStatus.RUNNING, "the job runs")
-    worker = next(w for w in stand.workers if w.worker == _worker_of(stand, ask))
+def test_leases_outlast_a_keepers_death_and_a_native_call_that_holds_the_lock(whole: Stand) -> None:
+    # Both jobs run for longer than a lease, each on a worker of its own.
+    steps = Ask("keeper-killed", "modelslab", "step_s=0.2", steps=int(2.5 * LEASE_S / 0.2))
+    native = Ask("native-call", "novita", f"hold_s={2.5 * LEASE_S:g}")
+    crowds = [one(whole, steps), one(whole, native)]
+    until(lambda: whole.times_begun(steps.prompt) and whole.times_begun(native.prompt), "both run")
+    worker = next(w for w in whole.workers if w.worker == _worker_of(whole, steps))
     before = worker.keeper
     assert before is not None
     os.kill(before, signal.SIGKILL)
-    kept = ended(crowd)
+    kept = [ended(crowd) for crowd in crowds]
     assert worker.keeper not in (None, before)
-    check(stand, [kept])
-    assert stand.times_begun(ask.prompt) == 1
-
-
-def test_a_native_call_that_holds_the_lock_for_longer_than_a_lease_keeps_its_job(whole: Stand) -> None:
-    ask = Ask("native-call", "novita", f"hold_s={2.5 * LEASE_S:g}")
-    [kept] = run_all(bases(whole), [ask])
-    check(whole, [kept])
-    assert whole.times_begun(ask.prompt) == 1
+    check(whole, kept)
+    assert (whole.times_begun(steps.prompt), whole.times_begun(native.prompt)) == (1, 1)
 
 
 def test_a_worker_that_stood_still_cannot_write_over_what_another_makes_of_its_job(whole: Stand) -> None:
@@ -119,7 +112,7 @@ def test_a_worker_that_stood_still_cannot_write_over_what_another_makes_of_its_j
     kept = ended(crowd)
     # It is of use again: with the other one stopped, somebody has to make this.
     assert other.stop() == 0
-    [after] = run_all(bases(whole), [Ask("after-the-zombie", "novita")])
+    [after] = run_all(whole.bases, [Ask("after-the-zombie", "novita")])
     assert whole.record(after.job_id).job.worker == zombie.worker
     other.start()
     check(whole, [kept, after])
@@ -172,7 +165,7 @@ def test_jobs_are_untouched_when_every_api_is_killed_under_its_waiting_clients(w
     before = record_count(whole)
     asks = [Ask(f"waiting-{n}", ("huggingface", "universal")[n % 2], "step_s=0.3", steps=4) for n in range(30)]
     with Watch(whole) as watch:
-        crowd = Crowd(bases(whole), asks, pause_s=0.1).start()
+        crowd = Crowd(whole.bases, asks, pause_s=0.1).start()
         until(lambda: record_count(whole) == before + len(asks), "all are in the queue")
         for api in whole.apis:
             api.kill()

@@ -12,10 +12,12 @@ import httpx2
 import pytest
 
 from tests.conftest import KEY
-from tests.faults.clients import Ask, Crowd, Kept, mixed, run_all
+from tests.faults.asks import Ask, Kept, mixed
+from tests.faults.clients import Crowd, run_all
 from tests.faults.laws import Watch, check, record_count
+from tests.faults.parts import LEASE_S, base_url, until
 from tests.faults.proxy import Proxy
-from tests.faults.stand import LEASE_S, Stand, base_url, until
+from tests.faults.stand import Stand
 
 #: Every answer is promised within 3 s. Three times as slow a machine may take longer than that over the rest of the
 #: request; a client of redis-py as it comes would take 59 s.
@@ -23,10 +25,6 @@ ANSWER_S = 6.0
 
 #: How long Redis is away: several leases.
 AWAY_S = 2.5 * LEASE_S
-
-
-def bases(stand: Stand) -> list[str]:
-    return [base_url(api) for api in stand.apis]
 
 
 def socket_of(stand: Stand) -> str:
@@ -37,7 +35,7 @@ def test_no_acknowledged_job_is_lost_when_redis_is_killed_while_they_come(whole:
     before = record_count(whole)
     asks = mixed(80, "redis-killed", random.Random(6), 0.01)
     with Watch(whole) as watch:
-        crowd = Crowd(bases(whole), asks, over_s=3.0).start()
+        crowd = Crowd(whole.bases, asks, over_s=3.0).start()
         until(lambda: record_count(whole) >= before + 20, "some are in the queue")
         whole.kill_valkey()
         whole.start_valkey()
@@ -99,7 +97,7 @@ def test_while_redis_is_in_trouble_answers_come_in_time_and_the_running_job_is_n
     running = Ask(f"running-{trouble}", "modelslab", "step_s=0.2", steps=10)
     waiting = [Ask(f"waiting-{trouble}-{n}", "novita", "step_s=0.05") for n in range(6)]
     with Watch(whole) as watch:
-        crowd = Crowd(bases(whole), [running, *waiting], pause_s=0.5).start()
+        crowd = Crowd(whole.bases, [running, *waiting], pause_s=0.5).start()
         until(lambda: whole.times_begun(running.prompt) and all(one.job_id for one in crowd.kept), "one runs")
         if trouble == "away":
             whole.kill_valkey()
@@ -149,14 +147,14 @@ def test_a_worker_whose_replies_are_lost_runs_and_ends_its_job_once(whole: Stand
         apart = whole.make_worker("apart-lossy", url=proxy.url, profile="apart")
         with whole.running(apart):
             apart.signal(signal.SIGSTOP)
-            crowd = Crowd(bases(whole), [asks["claim"]], pause_s=0.1).start()
+            crowd = Crowd(whole.bases, [asks["claim"]], pause_s=0.1).start()
             until(lambda: crowd.kept[0].job_id, "it is acknowledged")
             proxy.lose_the_reply_with(crowd.kept[0].job_id)
             apart.signal(signal.SIGCONT)
             kept = crowd.finish(30)
             assert proxy.lost == 1
             proxy.lose_the_reply_to('"status": "succeeded"')
-            kept += run_all(bases(whole), [asks["end"]])
+            kept += run_all(whole.bases, [asks["end"]])
     assert proxy.lost == 2
     check(whole, kept)
     for one in kept:
@@ -164,19 +162,41 @@ def test_a_worker_whose_replies_are_lost_runs_and_ends_its_job_once(whole: Stand
         assert whole.record(one.job_id).job.attempts == 1
 
 
+def test_a_worker_that_is_cut_off_from_redis_loses_its_job_to_another_and_is_of_use_again(whole: Stand) -> None:
+    ask = Ask("cut-off", "novita", f"step_s={LEASE_S / 2}", steps=4, model="apart")
+    with Proxy(socket_of(whole)) as proxy:
+        cut_off = whole.make_worker("cut-off", url=proxy.url, profile="apart")
+        other = whole.make_worker("not-cut-off", profile="apart")
+        with whole.running(cut_off):
+            crowd = Crowd(whole.bases, [ask], pause_s=0.1).start()
+            until(lambda: whole.times_begun(ask.prompt), "it runs")
+            proxy.cut()
+            with whole.running(other):
+                until(lambda: whole.record(crowd.kept[0].job_id).job.worker == other.worker, "another has it")
+                proxy.mend()
+                kept = crowd.finish(60)
+                assert whole.record(kept[0].job_id).job.worker == other.worker
+            kept += run_all(whole.bases, [Ask("after-the-cut", "modelslab", model="apart")])
+            assert whole.record(kept[1].job_id).job.worker == cut_off.worker
+    check(whole, kept)
+    assert whole.times_begun(ask.prompt) == 2
+    assert whole.record(kept[0].job_id).job.attempts == 2
+    assert [path.name for path in (whole.state / "results" / "out" / kept[0].job_id).iterdir()] == ["2"]
+
+
 def test_a_full_redis_refuses_submits_and_lets_what_it_has_come_to_its_end(whole: Stand) -> None:
     asks = [Ask(f"before-full-{n}", "modelslab", "step_s=0.2", steps=5) for n in range(4)]
-    crowd = Crowd(bases(whole), asks, pause_s=0.2).start()
+    crowd = Crowd(whole.bases, asks, pause_s=0.2).start()
     until(lambda: all(one.job_id for one in crowd.kept) and whole.times_begun(asks[0].prompt), "they are in")
     whole.client.config_set("maxmemory", "1")
     try:
         body = {"key": KEY, "prompt": "one too many", "instant_response": True}
-        refused = httpx2.post(f"{bases(whole)[0]}/api/v6/video/text2video", json=body, timeout=30)
+        refused = httpx2.post(f"{whole.bases[0]}/api/v6/video/text2video", json=body, timeout=30)
         kept = crowd.finish(60)
     finally:
         whole.client.config_set("maxmemory", "0")
     assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
-    [after] = run_all(bases(whole), [Ask("after-full", "novita")])
+    [after] = run_all(whole.bases, [Ask("after-full", "novita")])
     check(whole, [*kept, after])
     assert {whole.times_begun(ask.prompt) for ask in asks} == {1}
 

@@ -14,9 +14,11 @@ import httpx2
 from polyreel.job import SCHEMA, JobStatus
 from tests.conftest import KEY
 from tests.core.jobs import REQUEST, queued
-from tests.faults.clients import Ask, run_all
+from tests.faults.asks import Ask
+from tests.faults.clients import run_all
 from tests.faults.laws import check, check_at_rest
-from tests.faults.stand import Stand, base_url, until
+from tests.faults.parts import base_url, until
+from tests.faults.stand import Stand
 
 #: The records of version 1 (release 0.2): one queue for all models, RQ's entries, no lanes, no leases, no schema.
 OLD = {
@@ -100,7 +102,7 @@ def test_jobs_of_a_newer_version_are_left_alone_and_do_not_hold_up_others(whole:
     newer = whole.queue.submit(queued(replace(REQUEST, model="first"))).job
     whole.client.hset(f"polyreel:job:{newer.id}", "schema", SCHEMA + 1)
     whole.start()
-    kept = run_all([base_url(api) for api in whole.apis], [Ask("beside-newer", "modelslab")])
+    kept = run_all(whole.bases, [Ask("beside-newer", "modelslab")])
     left = whole.record(newer.id)
     assert (left.job.status, left.claimable, left.fence) == (JobStatus.QUEUED, True, 0)
     assert whole.queue.cancel(newer.id) == "cancelled"
