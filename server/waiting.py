@@ -12,9 +12,11 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 import redis.asyncio
+import structlog
 
 from polyreel.admission import Rates
 from polyreel.catalogue import Catalogue
@@ -27,6 +29,8 @@ from polyreel.request import VideoRequest
 from polyreel.scheduling import DEFAULT_SWAP_S, Rule
 from server.gate import Gate
 
+log = structlog.get_logger()
+
 #: For how long what was read is believed at least, seconds; and for how many times the seconds that it takes to work it
 #: out, so that a queue of any length costs a twentieth of a process at most.
 _FRESH_S, _FRESH_FACTOR = 1.0, 20.0
@@ -34,18 +38,45 @@ _FRESH_S, _FRESH_FACTOR = 1.0, 20.0
 #: Records that are read at once: parsing them holds the event loop for a few milliseconds.
 _CHUNK = 100
 
+#: The states in which a job is over, as its record has them.
+_ENDS = {status.value for status in JobStatus if status.is_terminal}
+
 #: Up to so many jobs before it, one that is newer than what was read is estimated by itself.
 _FEW = 32
 
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What never changes about a job."""
+    """What never changes about a waiting job.
 
-    request: VideoRequest
+    Args:
+        request: None when this version cannot read it: how long the job takes is unknown then.
+        seconds_key: "" likewise.
+        batch_key: "" likewise.
+        created_at: on Redis' clock; None when it cannot be read.
+    """
+
+    request: VideoRequest | None
     seconds_key: str
     batch_key: str
-    created_at: float
+    created_at: float | None
+
+    def waited_s(self, at: float) -> float:
+        """Return the seconds since it was submitted; 0.0 where that is unknown."""
+        return 0.0 if self.created_at is None else at - self.created_at
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A job that a worker has.
+
+    Args:
+        job: its record, None when this version cannot read it.
+    """
+
+    job_id: str
+    worker: str
+    job: VideoJob | None
 
 
 @dataclass
@@ -55,7 +86,7 @@ class _View:
     Args:
         orders: model to its waiting jobs, the next one first.
         facts: of each of them.
-        running: jobs that workers have, each with its worker.
+        running: jobs that workers have.
         mean_s, rates, swap_s: what was learned, by model.
         measured_s: likewise, by `seconds_key`.
         cost_s: what reading and estimating took.
@@ -65,7 +96,7 @@ class _View:
     at: float
     orders: Mapping[str, Sequence[str]]
     facts: Mapping[str, _Facts]
-    running: Sequence[tuple[str, VideoJob]]
+    running: Sequence[_Held]
     workers: Sequence[WorkerView]
     mean_s: Mapping[str, float]
     measured_s: Mapping[str, float]
@@ -168,12 +199,11 @@ class Waiting:
                 rows = await pipeline.execute()
             for job_id, (request, batch_key, created_at) in zip(new[start : start + _CHUNK], rows, strict=True):
                 if request:  # else it has just gone
-                    parsed = VideoRequest.from_dict(json.loads(request))
-                    facts[job_id] = _Facts(parsed, seconds_key(parsed), batch_key or "", float(created_at))
+                    facts[job_id] = _read_facts(job_id, request, batch_key or "", created_at)
         return facts
 
-    async def _running(self, about: Mapping[str, Any]) -> list[tuple[str, VideoJob]]:
-        """Return worker and record of each job that heartbeats name. Any: their JSON."""
+    async def _running(self, about: Mapping[str, Any]) -> list[_Held]:
+        """Return the jobs that heartbeats name and that have not ended. Any: their JSON."""
         pairs = [(name, job_id) for name, one in about.items() for job_id in one.get("jobs", ())]
         if not pairs:
             return []
@@ -181,8 +211,11 @@ class Waiting:
             for _, job_id in pairs:
                 pipeline.hgetall(job_key(job_id))
             rows = await pipeline.execute()
-        found = [(name, parse(row)) for (name, _), row in zip(pairs, rows, strict=True)]
-        return [(name, stored.job) for name, stored in found if stored and not stored.job.status.is_terminal]
+        return [
+            _Held(job_id, name, _read_job(row))
+            for (name, job_id), row in zip(pairs, rows, strict=True)
+            if "request" in row and row.get("status") not in _ENDS
+        ]
 
     def _worker(self, name: str, about: Mapping[str, Any]) -> WorkerView:  # Any: JSON of a heartbeat
         resident = tuple(models_of(about))
@@ -199,16 +232,20 @@ class Waiting:
             view = await self._current()
         return self._own_seconds(view, request, seconds_key(request))
 
-    def _own_seconds(self, view: _View, request: VideoRequest, key: str) -> float | None:
+    def _own_seconds(self, view: _View, request: VideoRequest | None, key: str) -> float | None:
         """Return how long a job takes by itself: as its shape took, by its work, else as its model's jobs take."""
+        if request is None:
+            return None
         if key not in view.own:
             entry = self._catalogue.models.get(request.model)  # an older job's model may not be served any more
             own_s = own_seconds(entry, request, view.measured_s, view.rates.get(request.model))
             view.own[key] = view.mean_s.get(request.model) if own_s is None else own_s
         return view.own[key]
 
-    def _left(self, view: _View, job: VideoJob) -> float | None:
-        """Return the seconds until a job is done that a worker has."""
+    def _left(self, view: _View, job: VideoJob | None) -> float | None:
+        """Return the seconds until a job is done that a worker has; None for unknown."""
+        if job is None:
+            return None
         loading_s = 0.0
         if job.status in (JobStatus.QUEUED, JobStatus.LOADING):
             loaded = next((worker.resident for worker in view.workers if worker.name == job.worker), ())
@@ -222,14 +259,14 @@ class Waiting:
             began = time.monotonic()
             own = {job_id: self._own_seconds(view, f.request, f.seconds_key) for job_id, f in view.facts.items()}
             order = [
-                Ahead(job_id, own[job_id], view.at - f.created_at, f.batch_key)
+                Ahead(job_id, own[job_id], f.waited_s(view.at), f.batch_key)
                 for job_id in view.orders.get(model, ())
                 if (f := view.facts.get(job_id))
             ]
             snapshot = Snapshot(
                 model=model,
                 order=order,
-                running=[Running(job.id, name, self._left(view, job)) for name, job in view.running],
+                running=[Running(held.job_id, held.worker, self._left(view, held.job)) for held in view.running],
                 workers=view.workers,
                 others={name: _other(view, ids, own) for name, ids in view.orders.items() if name != model},
                 swap_s=view.swap_s,
@@ -246,9 +283,42 @@ def _other(view: _View, job_ids: Sequence[str], own: Mapping[str, float | None])
     return Line(
         len(job_ids),
         sum(known) / len(known) * len(job_ids) if known else None,
-        view.at - head.created_at if head else 0.0,
-        view.at - last.created_at if last else 0.0,
+        head.waited_s(view.at) if head else 0.0,
+        last.waited_s(view.at) if last else 0.0,
     )
+
+
+def _read_facts(job_id: str, request: str, batch_key: str, created_at: object) -> _Facts:
+    """Read a waiting job's record. One that cannot be read, perhaps of a newer version, is unknown, not an error: it
+    would break the answers about all others."""
+    submitted_at = _read_time(created_at)
+    try:
+        parsed = VideoRequest.from_dict(json.loads(request))
+        key = seconds_key(parsed)
+    except Exception as err:  # whatever is wrong in it
+        log.warning("record of a waiting job cannot be read", job_id=job_id, reason=type(err).__name__)
+        return _Facts(None, "", "", submitted_at)
+    return _Facts(parsed, key, batch_key, submitted_at)
+
+
+def _read_time(text: object) -> float | None:
+    """Return seconds since the epoch as a record has them; None for what is no time."""
+    try:
+        seconds = float(str(text))
+    except ValueError:
+        return None
+    return seconds if isfinite(seconds) else None
+
+
+def _read_job(row: Mapping[Any, Any]) -> VideoJob | None:
+    """Read the record of a job that a worker has; None when that cannot be done. Any: see `polyreel.records.parse`."""
+    try:
+        stored = parse(row)
+        if stored:
+            seconds_key(stored.job.request)
+    except Exception:  # whatever is wrong in it; its worker says what
+        return None
+    return stored.job if stored else None
 
 
 class _ModelLine:
