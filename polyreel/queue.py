@@ -58,6 +58,7 @@ class Queue:
         """Take a job in; when this returns, it is acknowledged and will run.
 
         Args:
+            job: one that is `saved` on the way runs alone, since a call of several jobs is not saved.
             terms: its lane, whether it runs alone, its Idempotency-Key.
 
         Returns:
@@ -70,7 +71,8 @@ class Queue:
                 a generation that nobody reads and loses nothing.
         """
         terms = terms or Terms()
-        job = replace(job, lane=terms.lane, batch_key="" if terms.exact else batch_key(job.request))
+        is_alone = terms.exact or job.saved
+        job = replace(job, lane=terms.lane, batch_key="" if is_alone else batch_key(job.request))
         with redis_errors():
             return self.records.create(
                 job,

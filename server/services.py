@@ -9,10 +9,12 @@ import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from math import isinf
 from weakref import WeakValueDictionary
 
 import anyio
 import redis.asyncio
+import structlog
 from fastapi import Request
 from redis.driver_info import DriverInfo
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 import polyreel
 from polyreel.admission import check_fits, needed_bytes
 from polyreel.catalogue import Catalogue
-from polyreel.errors import KeyReused, NotCancellable, StorageFailed, TooManyJobs, UnknownJob
+from polyreel.errors import KeyReused, NotCancellable, QueueUnavailable, StorageFailed, TooManyJobs, UnknownJob
 from polyreel.estimates import Estimate
 from polyreel.formats import formats
 from polyreel.job import VideoJob, new_job
@@ -49,6 +51,8 @@ from server.published import Published
 from server.waiters import Waiters
 from server.waiting import Waiting
 
+log = structlog.get_logger()
+
 #: A waiting route looks at the record after the shortest pause first, then after a twentieth of the time it has waited
 #: already, and never later than the longest, seconds: nobody waits 5 % longer than needed, and a look costs little.
 _SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.25
@@ -63,7 +67,8 @@ _TOO_LATE = {
     "finishing": "The job's file is being made already; it will be ready in a moment.",
 }
 
-#: For how long a submit believes what the workers last said of their devices, seconds: finding them is a scan.
+#: For how long a submit believes what the workers last said of their devices, seconds: asking all of them takes two
+#: calls to Redis, and a device does not change while a worker lives.
 _DEVICES_S = 5.0
 
 
@@ -145,16 +150,28 @@ class Services:
         await self._check_fits(request, called)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=owner, extensions=extensions, vendor=dict(vendor or {}))
-        if await self._is_long(request):
-            terms = replace(terms, exact=True)  # saved on the way, which a call of several is not
+        job = replace(job, saved=await self._is_long(request))
         if not pictures:
             return await self.gate.in_thread(self.queue.submit, job, terms)
         await self._check_room()
         return await self._submit_with(pictures, job, terms)
 
     async def _is_long(self, request: VideoRequest) -> bool:
-        own_s = await self.waiting.own_s(request)
-        return own_s is not None and own_s >= self.settings.resume_after_s
+        """Return whether a job is to be saved on the way: it takes `resume_after_s` or more, or nobody knows how long.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        if isinf(self.settings.resume_after_s):
+            return False
+        try:
+            own_s = await self.waiting.own_s(request)
+        except QueueUnavailable:
+            raise
+        except Exception as err:  # a job is not refused because its length is unknown
+            log.warning("length of a job cannot be told", model=request.model, reason=repr(err))
+            own_s = None
+        return own_s is None or own_s >= self.settings.resume_after_s
 
     async def _earlier(self, owner: str, terms: Terms) -> StoredJob | None:
         """Return the job that this Idempotency-Key has made, None when it has made none.

@@ -170,10 +170,23 @@ async def test_two_idempotency_keys_are_refused(api: Api, dialect: Dialect) -> N
     assert jobs == []
 
 
+def learn_all(api: Api) -> None:
+    """Say that the jobs of every model are brief: one of which nothing is known runs alone."""
+    for model in api.app.state.services.catalogue.models:
+        api.records.learn_seconds(model, 2.0)
+
+
+@every_submit
+async def test_of_a_model_that_was_never_measured_a_job_runs_alone_and_is_saved(api: Api, dialect: Dialect) -> None:
+    _, [made] = await submit(api, dialect)
+    assert (made.job.saved, made.job.batch_key) == (True, "")
+
+
 @every_submit
 async def test_without_headers_a_job_is_interactive_and_may_share_a_call(api: Api, dialect: Dialect) -> None:
+    learn_all(api)
     _, [made] = await submit(api, dialect)
-    assert made.job.lane == "interactive"
+    assert (made.job.lane, made.job.saved) == ("interactive", False)
     assert len(made.job.batch_key) == (16 if len(made.job.request.prompts) == 1 else 0)
 
 
@@ -189,6 +202,7 @@ async def test_a_client_may_ask_for_the_bulk_lane(api: Api, dialect: Dialect, va
 async def test_a_client_may_ask_for_the_very_bytes_of_a_run_by_itself(
     api: Api, dialect: Dialect, value: str, is_exact: bool
 ) -> None:
+    learn_all(api)
     _, [made] = await submit(api, dialect, X_Polyreel_Exact=value)
     # With a key of its own: Hugging Face's answers the same request from its cache.
     _, [plain] = await submit(api, dialect, Idempotency_Key="another")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from statistics import quantiles
 from typing import Any
 
@@ -11,9 +14,10 @@ import anyio
 import pytest
 
 from polyreel.durations import seconds_key
+from polyreel.errors import QueueUnavailable
 from polyreel.estimates import Estimate
 from polyreel.job import JobStatus
-from polyreel.records import StoredJob
+from polyreel.records import SECONDS, StoredJob, job_key
 from server.services import Services
 from server.waiting import Waiting
 from tests.conftest import Api
@@ -202,13 +206,99 @@ async def test_of_many_polls_at_once_one_reads_the_queue(api: Api, monkeypatch: 
     assert len(read) == 1
 
 
-@pytest.mark.parametrize(("seconds", "key"), [(119.0, "shared"), (121.0, "")])
-async def test_a_job_that_is_expected_to_take_long_shares_no_call(api: Api, seconds: float, key: str) -> None:
-    """It is saved on the way instead, for which it must run alone; see `resume_after_s`, 120 s."""
+@pytest.mark.parametrize(
+    ("seconds", "after_s", "is_saved"),
+    [(119.0, 120.0, False), (121.0, 120.0, True), (None, 120.0, True), (121.0, inf, False), (None, inf, False)],
+)
+async def test_a_job_that_takes_long_or_nobody_knows_how_long_is_saved_and_shares_no_call(
+    make_api: Callable[..., Api], seconds: float | None, after_s: float, is_saved: bool
+) -> None:
+    """The submit decides, and the record says it: whoever runs the job saves it exactly when it runs alone."""
+    api = make_api(resume_after_s=after_s)
+    if seconds is not None:
+        learn(api, seconds)
+    stored = await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+    kept = api.records.get(stored.job.id)
+    assert kept is not None
+    assert (kept.job.saved, len(kept.job.batch_key)) == ((True, 0) if is_saved else (False, 16))
+
+
+async def test_what_a_job_of_that_shape_took_decides_over_what_its_model_takes(api: Api) -> None:
+    learn(api, 500.0)
+    quick = replace(REQUEST, num_inference_steps=1)
+    api.records.learn_seconds("ltx-tiny", 500.0, shape=seconds_key(quick), own_s=3.0)
     services: Services = api.app.state.services
-    learn(api, seconds)
-    stored = await services.submit(REQUEST, dialect="modelslab", owner="alice")
-    assert bool(stored.job.batch_key) is bool(key)
+    saved = [(await services.submit(request, dialect="modelslab", owner="alice")) for request in (REQUEST, quick)]
+    assert [stored.job.saved for stored in saved] == [True, False]
+
+
+#: What may stand in a record that this version cannot read, by its fields.
+UNREADABLE = {
+    "a request of a newer version": {"request": json.dumps(REQUEST.to_dict() | {"camera_path": "orbit"})},
+    "a damaged request": {"request": '{"model": "ltx-'},
+    "a request that is no object": {"request": "[]"},
+    "a damaged time": {"created_at": "soon"},
+    "a time that is none": {"created_at": "nan"},
+}
+
+
+@pytest.mark.parametrize("fields", UNREADABLE.values(), ids=UNREADABLE.keys())
+async def test_a_waiting_job_that_cannot_be_read_keeps_its_place_and_breaks_nothing(
+    api: Api, fields: dict[str, str]
+) -> None:
+    learn(api)
+    beat(api, "one")
+    first, unreadable, last = create(api), create(api), create(api)
+    other = create(api, request=replace(REQUEST, model="wan-tiny"))
+    api.records.client.hset(job_key(unreadable.job.id), mapping=fields)
+    assert await estimate(api, first) == Estimate(0, 20.0)
+    # Nobody knows how long the one in the middle takes: it counts as the others do.
+    assert await estimate(api, last) == Estimate(2, 60.0)
+    assert (await estimate(api, other)).position == 0
+    submitted = await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+    assert (submitted.job.status, submitted.job.saved) == (JobStatus.QUEUED, False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [*UNREADABLE.values(), {"status": "upscaling"}, {"outputs": '[{"depth": 1}]'}],
+    ids=[*UNREADABLE.keys(), "a status of a newer version", "outputs of a newer version"],
+)
+async def test_a_running_job_that_cannot_be_read_breaks_nothing(api: Api, fields: dict[str, str]) -> None:
+    learn(api)
+    running, other, waiting = create(api), create(api), create(api)
+    api.records.advance(running.job.id, api.claim(running.job.id), JobStatus.RUNNING, progress=50)
+    api.records.client.hset(job_key(running.job.id), mapping=fields)
+    beat(api, "one", running.job.id)
+    assert [(await estimate(api, stored)).position for stored in (other, waiting)] == [0, 1]
+    submitted = await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+    assert submitted.job.saved is False
+
+
+async def test_a_running_job_that_cannot_be_read_counts_as_the_others_do(api: Api) -> None:
+    learn(api)
+    running, waiting = create(api), create(api)
+    api.records.advance(running.job.id, api.claim(running.job.id), JobStatus.RUNNING)
+    api.records.client.hset(job_key(running.job.id), "request", "{")
+    beat(api, "one", running.job.id)
+    assert await estimate(api, waiting) == Estimate(0, 40.0)
+
+
+async def test_whatever_fails_while_the_length_of_a_job_is_looked_up_it_is_taken_in(api: Api) -> None:
+    learn(api)
+    api.records.client.hset(SECONDS, "wan-tiny", "many")  # no version of ours writes this
+    stored = await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+    assert (stored.job.status, stored.job.saved, stored.job.batch_key) == (JobStatus.QUEUED, True, "")
+
+
+async def test_while_redis_is_away_a_submit_says_so(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(_waiting: Waiting, _request: object) -> None:
+        raise QueueUnavailable("The queue does not answer right now.")
+
+    monkeypatch.setattr(Waiting, "own_s", away)
+    with pytest.raises(QueueUnavailable):
+        await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+    assert api.records.open_ids() == []
 
 
 async def test_a_model_that_a_worker_is_loading_counts_as_its_own(api: Api) -> None:
