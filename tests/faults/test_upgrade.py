@@ -100,10 +100,11 @@ def test_jobs_of_a_newer_version_are_left_alone_and_do_not_hold_up_others(whole:
     for worker in whole.workers:
         assert worker.stop() == 0
     newer = whole.queue.submit(queued(replace(REQUEST, model="first"))).job
-    whole.client.hset(f"polyreel:job:{newer.id}", "schema", SCHEMA + 1)
+    request = json.dumps(newer.request.to_dict() | {"camera_path": "orbit"})
+    whole.client.hset(f"polyreel:job:{newer.id}", mapping={"schema": SCHEMA + 1, "request": request})
     whole.start()
     kept = run_all(whole.bases, [Ask("beside-newer", "modelslab")])
-    left = whole.record(newer.id)
-    assert (left.job.status, left.claimable, left.fence) == (JobStatus.QUEUED, True, 0)
+    left = whole.client.hmget(f"polyreel:job:{newer.id}", "status", "claimable", "fence", "request")
+    assert left == ["queued", "1", "0", request]
     assert whole.queue.cancel(newer.id) == "cancelled"
     check(whole, kept)
