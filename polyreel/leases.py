@@ -14,16 +14,14 @@ from typing import Any
 
 import redis
 
-from polyreel.job import MAX_ATTEMPTS, SCHEMA
-from polyreel.records import HEARTBEAT_TTL_S, RESIDENTS, WORKER_PREFIX, ending_terms
+from polyreel.job import SCHEMA
+from polyreel.records import HEARTBEAT_TTL_S, RESIDENTS, WORKER_DIED, WORKER_PREFIX, ending_terms
 from polyreel.rq_entry import iso_now
 from polyreel.scheduling import DEFAULT_SWAP_S, Rule
 from polyreel.scripts import arguments, script
 
 #: Hash, model name to the moving mean of the seconds that loading it takes.
 SWAPS = "polyreel:swaps"
-
-_DIED = f"The worker died {MAX_ATTEMPTS} times while it ran this job; it is not tried again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +77,7 @@ class Leases:
         self._renew = script(client, "renew")
         self._reap = script(client, "reap")
         self._repair = script(client, "repair")
+        self._beat = script(client, "beat")
 
     @property
     def renew_s(self) -> float:
@@ -132,17 +131,21 @@ class Leases:
         return self._reaped({"worker": worker})
 
     def _reaped(self, how: dict[str, object]) -> dict[str, str]:
-        terms = ending_terms(self._retention_s, _DIED) | {"lease_s": self.lease_s} | how
+        terms = ending_terms(self._retention_s, WORKER_DIED) | {"lease_s": self.lease_s} | how
         said = [str(part) for part in self._reap(args=arguments(terms))]
         return dict(zip(said[::2], said[1::2], strict=True))
 
-    def repair(self) -> dict[str, str]:
+    def repair(self, every_s: int = 0) -> dict[str, str]:
         """Bring records and orders together again where a crash or an older version left one without the other.
+
+        Args:
+            every_s: do nothing if this was done less than so many seconds ago, by whomever.
 
         Returns:
             Job id to what was done about it.
         """
-        said = [str(part) for part in self._repair(args=arguments({"lease_s": self.lease_s, "schema": SCHEMA}))]
+        terms = {"lease_s": self.lease_s, "schema": SCHEMA, "every_s": every_s}
+        said = [str(part) for part in self._repair(args=arguments(terms))]
         return dict(zip(said[::2], said[1::2], strict=True))
 
     def beat(self, worker: str, about: Mapping[str, Any]) -> None:
@@ -151,12 +154,8 @@ class Leases:
         Args:
             about: JSON; its "loaded" are the models in memory, and "loading" is the one that will be.
         """
-        seconds, microseconds = self.client.time()
-        until = seconds + microseconds / 1e6 + HEARTBEAT_TTL_S
-        with self.client.pipeline(transaction=False) as pipeline:
-            pipeline.set(f"{WORKER_PREFIX}{worker}", json.dumps(about), ex=HEARTBEAT_TTL_S)
-            pipeline.hset(RESIDENTS, worker, json.dumps({"until": until, "models": models_of(about)}))
-            pipeline.execute()
+        terms = {"worker": worker, "about": json.dumps(about), "models": models_of(about), "for_s": HEARTBEAT_TTL_S}
+        self._beat(args=arguments(terms))
 
     def leave(self, worker: str) -> None:
         """Say that `worker` has stopped, so that nobody counts on it until its heartbeat has run out."""

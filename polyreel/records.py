@@ -8,6 +8,7 @@
     polyreel:leases           sorted set of claimed job ids by deadline, see `polyreel.leases`
     polyreel:number:{n}       the job id behind a whole-number id (ModelsLab's clients want integers)
     polyreel:idempotency:{h}  hash, the job that an Idempotency-Key made
+    polyreel:waiting:{id}     sorted set of the clients that wait for a job, by when they will be gone
     polyreel:worker:{name}    what a live worker says of itself, JSON; expires when it stops beating
     polyreel:residents        hash, worker to the models in its memory, JSON
     polyreel:seconds          hash, model name to the moving mean of its seconds per job
@@ -17,10 +18,11 @@
 
 Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a write that carries an older fence
 comes from a worker that was given up, and is refused), `execution` names the claim in RQ's registries, `ended_by` the
-fence that ended it, `number` is the integer id, `model`, `tag` and `pixels` place it in its queue, `schema` is the
-version of the record. Each change is one Lua script (`polyreel/lua`), so no two processes can both be right; and since
-a client sends a script again when its reply was lost, taking in, claiming and ending twice is the same as once. All
-times are of Redis' clock. Records of finished jobs expire with their files; open ones never do.
+fence that ended it, `number` is the integer id, `model` and `pixels` place it in its queue, `finishing` is 1 while its
+file is in the making, `schema` is the version of the record. Each change is one Lua script (`polyreel/lua`), so no two
+processes can both be right; and since a client sends a script again when its reply was lost, taking in, claiming and
+ending twice is the same as once. All times are of Redis' clock. Records of finished jobs expire with their files; open
+ones never do.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ _MOST_SHAPES = 5000
 HEARTBEAT_TTL_S = 15
 
 #: What a job is told that took its workers down with it.
-_WORKER_DIED = f"The worker died {MAX_ATTEMPTS} times while it ran this job; it is not tried again."
+WORKER_DIED = f"The worker died {MAX_ATTEMPTS} times while it ran this job; it is not tried again."
+
+#: And one whose workers could not go on because of it and gave it back.
+_GIVEN_BACK = f"Its worker could not go on {MAX_ATTEMPTS} times while it ran this job; it is not tried again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,7 @@ def ending_terms(retention_s: int, error: str) -> dict[str, Any]:
         "retention_s": retention_s,
         "max_attempts": MAX_ATTEMPTS,
         "error_code": "worker_died",
-        "error_message": _WORKER_DIED,
+        "error_message": error,
         "rq": {"iso": iso_now(), "error": exception_text(error)},
     }
 
@@ -261,7 +266,7 @@ class Records:
         Args:
             counted: False takes the attempt back (a drained worker's job).
         """
-        how = self._terms(_WORKER_DIED) | {"id": job_id, "fence": fence, "counted": counted}
+        how = self._terms(_GIVEN_BACK) | {"id": job_id, "fence": fence, "counted": counted}
         return bool(self._release(args=arguments(how)))
 
     def cancel(self, job_id: str) -> str:

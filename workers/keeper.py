@@ -171,9 +171,8 @@ class Keeper:
 
     def _repair(self) -> bool:
         # One of all keepers; who comes too late does so in the next round.
-        if self.leases.client.set("polyreel:repairing", self.setup.worker, nx=True, ex=max(1, int(REPAIR_S * 0.8))):
-            for job_id, what in self.leases.repair().items():
-                log.warning("job repaired", job_id=job_id, done=what)
+        for job_id, what in self.leases.repair(every_s=int(REPAIR_S * 0.8)).items():
+            log.warning("job repaired", job_id=job_id, done=what)
         return True
 
     def _end_the_worker(self) -> None:

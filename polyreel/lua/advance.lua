@@ -19,6 +19,7 @@ local function advance(id, fence)
       redis.call('HSET', key, fields[i], fields[i + 1])
     end
   end
+  if rank >= RANK['encoding'] then redis.call('HSET', key, 'finishing', 1) end
   if is_over(terms.status) then finish(id, terms.status, fence, t, terms.retention_s, terms.rq)
   elseif rank > RANK[r[1]] then redis.call('HSET', key, 'status', terms.status) end
   return 1

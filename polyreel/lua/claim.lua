@@ -92,7 +92,7 @@ for i, id in ipairs(ids) do
   local fence = redis.call('HINCRBY', key, 'fence', 1)
   redis.call('HINCRBY', key, 'attempts', 1)
   redis.call('HSET', key, 'claimable', 0, 'worker', terms.worker, 'started_at', seconds(t), 'execution', execution,
-    'tag', i == 1 and place or '')
+    'finishing', 0)
   if RANK[redis.call('HGET', key, 'status')] < RANK['loading'] then redis.call('HSET', key, 'status', 'loading') end
   lease(id, model, terms.worker, execution, t, terms.lease_s)
   if redis.call('EXISTS', RQ_JOB .. id) == 1 then

@@ -21,7 +21,7 @@ end
 -- The order of a model's waiting jobs, as polyreel.scheduling.FairOrder explains it: the jobs of one flow (an owner in a
 -- lane) form a line, and lines take turns. A place is turn * LINES + line: a whole number, so no two jobs have the same,
 -- and one score says whose turn it is and which jobs are of one line. polyreel:fair:{model} holds v (the turn that is
--- served), since (when nobody waited last), lines (how many), l:{flow} (its line), f:{line} (its next free turn) and
+-- served), lines (how many), l:{flow} (its line), f:{line} (its next free turn) and
 -- c:{line} (what a turn of it costs). Doubles are exact to 2^53: 143 million turns without an idle moment.
 local LINES, TURN = 2 ^ 20, 60
 
@@ -41,10 +41,9 @@ local function show(id, model)
 end
 
 -- Put a new job at the end of its line. Returns its place.
-local function join_line(id, model, flow, cost, t)
+local function join_line(id, model, flow, cost)
   local fair, ready = 'polyreel:fair:' .. model, 'polyreel:ready:' .. model
   if redis.call('ZCARD', ready) == 0 then redis.call('DEL', fair) end -- nobody waits, so nobody is owed anything
-  redis.call('HSETNX', fair, 'since', seconds(t))
   local line = redis.call('HGET', fair, 'l:' .. flow)
   if not line then
     line = redis.call('HINCRBY', fair, 'lines', 1)
@@ -85,46 +84,12 @@ local function leave_line(id, model)
   redis.call('HSET', 'polyreel:fair:' .. model, 'f:' .. whole(line), whole(math.floor(free / LINES)))
 end
 
--- Let a job wait again: at its own place; or, if it has none (it shared a call), behind the older ones of its line.
--- Who came before the order began anew is before all that came since.
+-- Let a job wait again that had its turn, or that shared another's call: before all that wait, the oldest first. Such
+-- places are below 0, where no line has any.
 local function return_to_line(id, model, t)
-  local fair, ready = 'polyreel:fair:' .. model, 'polyreel:ready:' .. model
-  local r = redis.call('HMGET', job_key(id), 'tag', 'lane', 'owner', 'number', 'created_at')
-  local f = redis.call('HMGET', fair, 'since', 'v', 'l:' .. (r[2] or '') .. ':' .. (r[3] or ''))
-  local created_at, since, line = tonumber(r[5] or '') or t, tonumber(f[1] or t), tonumber(f[3] or '')
+  local created_at = tonumber(redis.call('HGET', job_key(id), 'created_at') or '') or t
+  redis.call('ZADD', 'polyreel:ready:' .. model, seconds(created_at - 4e9), id)
   show(id, model)
-  if not line or created_at < since then
-    redis.call('ZADD', ready, seconds(math.min(created_at - since, -1e-6)), id)
-    return
-  end
-  local mine = redis.call('HMGET', fair, 'f:' .. line, 'c:' .. line)
-  local free, place = tonumber(mine[1] or '0'), tonumber(r[1] or '')
-  if not place or redis.call('ZCOUNT', ready, whole(place), whole(place)) > 0 then
-    place = math.max(tonumber(f[2] or '0'), free) * LINES + line
-  end
-  free = math.max(free, math.floor(place / LINES) + tonumber(mine[2] or TURN))
-  redis.call('HSET', fair, 'f:' .. line, whole(free))
-  -- Before it are only older ones of its line, and behind it younger ones. In steps: the nearest mostly settle it.
-  local number, start = tonumber(r[4]), whole(place)
-  local function swap(range, last, is_wrong)
-    local from = start
-    while true do
-      local others = redis.call(range, ready, from, last, 'WITHSCORES', 'LIMIT', 0, 64)
-      if #others == 0 then return end
-      for i = 1, #others, 2 do
-        local theirs = tonumber(others[i + 1])
-        if theirs % LINES == line then
-          if not is_wrong(tonumber(redis.call('HGET', job_key(others[i]), 'number') or '0')) then return end
-          redis.call('ZADD', ready, whole(place), others[i])
-          place = theirs
-        end
-      end
-      from = '(' .. others[#others]
-    end
-  end
-  swap('ZREVRANGEBYSCORE', '0', function(theirs) return theirs > number end)
-  swap('ZRANGEBYSCORE', '+inf', function(theirs) return theirs < number end)
-  redis.call('ZADD', ready, whole(place), id)
 end
 
 -- The deadline that counts lies in polyreel:leases. RQ compares its own score with the reader's clock and fails what has
@@ -154,7 +119,7 @@ end
 -- Returns false for one who gave the job back by himself: that was meant, and a renewal under way then comes too late.
 local function retake(id, model, worker, execution, t, lease_s)
   if not execution or execution == '' then return false end
-  if redis.call('HGET', job_key(id), 'tag') == '' then leave_line(id, model) else take_turn(id, model) end
+  take_turn(id, model)
   redis.call('HSET', job_key(id), 'claimable', 0, 'worker', worker)
   lease(id, model, worker, execution, t, lease_s)
   if redis.call('EXISTS', RQ_JOB .. id) == 1 then
@@ -190,13 +155,24 @@ local function finish(id, status, fence, t, retention_s, rq)
       if status == 'succeeded' then result[5], result[6] = 'return_value', RQ_NOTHING
       elseif rq.error then result[5], result[6] = 'exc_string', rq.error end
       redis.call('XADD', RQ_RESULTS .. id, 'MAXLEN', '10', '*', unpack(result))
-      -- A new stream reserves 4 KB, as much as the record takes; written back it takes what it holds.
-      redis.call('RESTORE', RQ_RESULTS .. id, how.ttl * 1000, redis.call('DUMP', RQ_RESULTS .. id), 'REPLACE')
+      redis.call('EXPIRE', RQ_RESULTS .. id, how.ttl)
     end
   end
 end
 
--- Give a job that a worker has back to the queue, at its old place; or fail it when it has had its attempts.
+-- End a job that has not begun to be stored. Returns what it is now, see cancel.lua.
+local function cancel(id, terms)
+  local r = redis.call('HMGET', job_key(id), 'status', 'claimable', 'finishing')
+  if not r[1] then return '' end
+  if is_over(r[1]) then return r[1] == 'cancelled' and 'was cancelled' or r[1] end
+  local t, deadline = now(), redis.call('ZSCORE', 'polyreel:leases', id)
+  -- Not the status, which never goes back: a second attempt may be denoising what a first one was about to store.
+  if r[3] == '1' and r[2] == '0' and deadline and tonumber(deadline) > t then return 'finishing' end
+  finish(id, 'cancelled', '', t, terms.retention_s, terms.rq)
+  return 'cancelled'
+end
+
+-- Give a job that a worker has back to the queue, before all that wait; or fail it when it has had its attempts.
 local function hand_back(id, counted, t, terms)
   local key = job_key(id)
   local r = redis.call('HMGET', key, 'model', 'execution', 'attempts', 'fence')

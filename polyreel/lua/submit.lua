@@ -20,11 +20,11 @@ local last = tonumber(redis.call('GET', 'polyreel:number') or '0')
 local number = math.max(last + 1, math.floor(t * 1000))
 while redis.call('EXISTS', 'polyreel:number:' .. whole(number)) == 1 do number = number + 1 end
 number = whole(number)
-local tag = join_line(id, model, terms.flow, terms.cost, t)
+join_line(id, model, terms.flow, terms.cost)
 
 redis.call('SET', 'polyreel:number', number)
 redis.call('SET', 'polyreel:number:' .. number, id)
-redis.call('HSET', job_key(id), 'number', number, 'claimable', 1, 'fence', 0, 'model', model, 'tag', tag,
+redis.call('HSET', job_key(id), 'number', number, 'claimable', 1, 'fence', 0, 'model', model,
   'schema', terms.schema, 'pixels', terms.pixels, unpack(ARGV, 2, 1 + terms.fields))
 redis.call('HSET', job_key(id), 'created_at', seconds(t))
 redis.call('ZADD', 'polyreel:open', seconds(t), id)

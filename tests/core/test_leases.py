@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -412,3 +413,43 @@ def test_leases_need_nothing_but_a_client(redis_url: str) -> None:
         assert leases.renew("one", [taken]) == ["ok"]
         assert leases.claim("two", Wishes([MODEL])) == []
     assert deadline(queue, taken.job_id) <= 8
+
+
+def test_a_second_attempt_can_be_cancelled_although_the_first_had_begun_to_store(queue: Queue) -> None:
+    """The status never goes back, so it is not what tells whether a file is in the making."""
+    job_id = submit(queue)
+    [first] = claim(queue, "one")
+    assert queue.records.advance(first.job_id, first.fence, JobStatus.ENCODING, "one")
+    assert queue.cancel(job_id) == "finishing"
+    queue.leases.expire_worker("one")
+    [second] = claim(queue, "two")
+    assert second.fence == 2
+    assert queue.cancel(job_id) == "cancelled"
+
+
+def test_one_whose_worker_died_while_storing_can_be_cancelled_before_anybody_notices(queue: Queue) -> None:
+    job_id = submit(queue)
+    [one] = claim(queue)
+    queue.records.advance(one.job_id, one.fence, JobStatus.ENCODING)
+    queue.records.client.zadd("polyreel:leases", {job_id: 1.0})
+    assert queue.cancel(job_id) == "cancelled"
+
+
+def test_a_worker_beats_while_the_memory_of_redis_is_full(queue: Queue) -> None:
+    client = queue.records.client
+    client.config_set("maxmemory", "1")
+    try:
+        queue.leases.beat("one", {"models": [MODEL], "loaded": [MODEL], "loading": "wan-tiny"})
+        assert queue.leases.repair(every_s=10) == {}
+    finally:
+        client.config_set("maxmemory", "0")
+    assert json.loads(client.get("polyreel:worker:one"))["models"] == [MODEL]
+    assert json.loads(client.hget("polyreel:residents", "one"))["models"] == [MODEL, "wan-tiny"]
+
+
+def test_of_several_repairs_in_a_row_one_is_done(queue: Queue) -> None:
+    job_id = submit(queue)
+    assert queue.leases.repair(every_s=10) == {}
+    queue.records.client.zrem(f"polyreel:ready:{MODEL}", job_id)
+    assert queue.leases.repair(every_s=10) == {}
+    assert list(queue.leases.repair()) == [job_id]
