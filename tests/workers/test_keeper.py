@@ -141,7 +141,7 @@ def test_a_native_call_that_keeps_pythons_lock_for_several_leases_does_not_lose_
     worker = start(queue, redis_url)
     assert worker.do("claim") == [[job.id, 1]]
     with reaped(queue):
-        worker.do("hold_the_lock", 4)
+        worker.do("hold_the_lock", 3)
         assert worker.do("lost") == []
         now = read(queue, job)
         assert (now.fence, now.claimable, now.job.worker, now.job.attempts) == (1, False, "one", 1)
