@@ -14,6 +14,7 @@ from typing import Any
 
 import redis
 
+from polyreel.durations import towards
 from polyreel.job import SCHEMA
 from polyreel.records import HEARTBEAT_TTL_S, RESIDENTS, WORKER_DIED, WORKER_PREFIX, ending_terms
 from polyreel.rq_entry import iso_now
@@ -169,7 +170,7 @@ class Leases:
     def learn_swap(self, model: str, seconds: float) -> None:
         """Move a model's mean loading time towards the newest measurement."""
         before = self.client.hget(SWAPS, model)
-        self.client.hset(SWAPS, model, f"{seconds if before is None else 0.7 * float(before) + 0.3 * seconds:.3f}")
+        self.client.hset(SWAPS, model, f"{towards(float(before) if before else None, seconds):.3f}")
 
 
 def models_of(about: Mapping[str, Any]) -> list[str]:

@@ -261,7 +261,7 @@ class Records:
         return [bool(said) for said in self._advance(args=arguments(how, json.dumps(flat), *claims))]
 
     def release(self, job_id: str, fence: int, *, counted: bool) -> bool:
-        """Give a claimed job back to the queue at its old place; fail it when it has had its attempts.
+        """Give a claimed job back to the queue, before all that wait; fail it when it has had its attempts.
 
         Args:
             counted: False takes the attempt back (a drained worker's job).

@@ -33,6 +33,9 @@ _CONFIGURATION_EXIT = 2
 #: How long the API may take to stop, seconds: a synchronous answer may be on its way.
 _SERVE_STOP_S = 15.0
 
+#: How much longer than `drain_s` a worker is given, seconds: it hands its jobs back by itself when that is over.
+_LATER_S = 2.0
+
 #: How long the notices of dead workers may delay a stop, seconds. A Redis that hangs takes 3 s to say so.
 _NOTICES_S = 4.0
 
@@ -53,7 +56,7 @@ class Supervisor:
         self.settings = settings
         self._workers_only = workers_only
         self._title = "polyreel worker" if workers_only else "polyreel up"
-        drain_s = max(1.1, settings.drain_s)
+        drain_s = max(1.1, settings.drain_s) + _LATER_S
         self._workers = [
             Child(
                 f"worker {place.slot}" if len(places) > 1 else "worker",
