@@ -9,7 +9,16 @@ import redis
 from polyreel.batching import batch_key
 from polyreel.job import VideoJob
 from polyreel.leases import Leases
-from polyreel.records import BRIEF_TIMEOUTS, Records, StoredJob, brief_retry, connect, patient_retry, redis_errors
+from polyreel.records import (
+    BRIEF_TIMEOUTS,
+    PATIENT_TIMEOUTS,
+    Records,
+    StoredJob,
+    brief_retry,
+    connect,
+    patient_retry,
+    redis_errors,
+)
 from polyreel.scheduling import Rule
 from polyreel.terms import Terms
 
@@ -17,7 +26,7 @@ from polyreel.terms import Terms
 def rq_connection(url: str, *, patient: bool) -> redis.Redis:
     """Return a client for RQ, which wants bytes."""
     if patient:
-        return redis.Redis.from_url(url, retry=patient_retry())
+        return redis.Redis.from_url(url, retry=patient_retry(), **PATIENT_TIMEOUTS)
     return redis.Redis.from_url(url, retry=brief_retry(), **BRIEF_TIMEOUTS)
 
 

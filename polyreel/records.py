@@ -107,6 +107,10 @@ def brief_retry() -> Retry:
 BRIEF_TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": 0.7, "socket_timeout": 1.2}
 
 
+#: And of a worker, seconds: a network that swallows packets must not hold a write for ever. Every write is repeatable.
+PATIENT_TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": 5.0, "socket_timeout": 10.0}
+
+
 def connect(url: str, *, patient: bool) -> redis.Redis:
     """Return a client that speaks text.
 
@@ -115,7 +119,7 @@ def connect(url: str, *, patient: bool) -> redis.Redis:
         patient: True in a worker, False where somebody waits for an answer.
     """
     if patient:
-        return redis.Redis.from_url(url, decode_responses=True, retry=patient_retry())
+        return redis.Redis.from_url(url, decode_responses=True, retry=patient_retry(), **PATIENT_TIMEOUTS)
     return redis.Redis.from_url(url, decode_responses=True, retry=brief_retry(), **BRIEF_TIMEOUTS)
 
 
