@@ -110,7 +110,7 @@ def _work(options: argparse.Namespace) -> int:
             "capacity": settings.resident_models,
             "held_s": round(runner.held_s, 3),
             "unavailable": attempts.unavailable,
-            "job": runner.current[0] if runner.current else "",
+            "job": next(iter(runner.current), ""),
             "jobs": runner.jobs(),
         }
 
@@ -142,10 +142,7 @@ def _work(options: argparse.Namespace) -> int:
 
     def claim() -> list[Claim]:
         wishes = Wishes(models(), residency.loaded, runner.held_s, swap_s, batch_sizes.limits())
-        claims = queue.leases.claim(name, wishes)
-        if claims:
-            keeping.hold(claims)  # at once: whatever comes between here and their call, they are kept or given back
-        return claims
+        return runner.claim(wishes)
 
     def run(claims: Sequence[Claim]) -> None:
         keeping.hold(claims, settings.job_timeout_s)

@@ -75,12 +75,13 @@ class Keeping:
             self._timed, self._deadline = [], None
             self._say()
 
-    def let_go(self, job_id: str) -> None:
-        """Keep the lease of a job no longer: it has ended, or was given back."""
+    def let_go(self, claim: Claim) -> None:
+        """Keep this lease no longer: the job has ended, or was given back. A newer claim of the same job stays."""
         with self._lock:
-            claim = self._claims.pop(job_id, None)
+            if self._claims.get(claim.job_id) == claim:
+                del self._claims[claim.job_id]
             self.lost = self.lost - {claim}
-            self._timed = [timed for timed in self._timed if timed[0] != job_id]
+            self._timed = [timed for timed in self._timed if timed != (claim.job_id, claim.fence)]
             if not self._timed:
                 self._deadline = None
             self._say()

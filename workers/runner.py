@@ -6,6 +6,7 @@ job was cancelled, or given to another worker because we seemed dead) the rest o
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,7 +19,7 @@ from polyreel.admission import work
 from polyreel.durations import seconds_key
 from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus, VideoJob
-from polyreel.leases import Claim
+from polyreel.leases import Claim, Wishes
 from polyreel.queue import Queue
 from polyreel.records import Records, redis_errors
 from polyreel.storage import Storage
@@ -90,6 +91,7 @@ class JobRunner:
         self.loading = ""
         self._reports = reports
         self._loaded_at = 0.0
+        self._is_claiming = False
         self._storage = storage
         self._scratch = scratch
         self._resume_every = resume_every
@@ -105,6 +107,15 @@ class JobRunner:
     def jobs(self) -> list[str]:
         """Return the ids of all jobs that this worker has: in the pipeline, or with their files in the making."""
         return [claim.job_id for claim in self.keeping.claims]
+
+    def claim(self, wishes: Wishes) -> list[Claim]:
+        """Ask for work; what comes is kept from then on, or given back by `hand_back`."""
+        self._is_claiming = True
+        claims = self.queue.leases.claim(self.worker, wishes)
+        if claims:
+            self.keeping.hold(claims)  # at once: whatever comes between here and their call
+        self._is_claiming = False
+        return claims
 
     def run(self, claims: Sequence[Claim], limit: Limit = nullcontext) -> None:
         """Run jobs of one claim to their ends; the files may still be in the making when this returns.
@@ -151,9 +162,20 @@ class JobRunner:
     def hand_back(self) -> None:
         """Give back every job that this worker has, not counted as an attempt, and finish nothing more."""
         self._finisher.give_up()
+        if self._is_claiming:
+            self._hold_what_was_claimed()
         for claim in self.keeping.claims:
             self._release(claim, counted=False)
             log.info("job handed back", job_id=claim.job_id)
+
+    def _hold_what_was_claimed(self) -> None:
+        """Take over what Redis may have given us in a claim whose answer was cut off by a stop."""
+        with suppress(QueueUnavailable), redis_errors():
+            said = self._reports.client.hget(f"polyreel:claim:{self.worker}", "jobs")
+            parts = json.loads(str(said)) if said else []
+            claims = [Claim(job_id, int(fence)) for job_id, fence in zip(parts[::2], parts[1::2], strict=True)]
+            self.keeping.hold([claim for claim in claims if claim not in self.keeping.claims])
+        self._is_claiming = False
 
     def _read(self, claim: Claim) -> Taken | None:
         try:
@@ -169,7 +191,7 @@ class JobRunner:
                 self.records.advance(
                     claim.job_id, claim.fence, JobStatus.FAILED, error_code="unreadable", error_message=message
                 )
-            self.keeping.let_go(claim.job_id)
+            self.keeping.let_go(claim)
             return None
         if stored is None or stored.job.status.is_terminal or stored.fence != claim.fence:
             self._drop(claim, "it has ended, or belongs to another worker")
@@ -272,9 +294,9 @@ class JobRunner:
         else:
             for job, claim in taken:
                 fail(self.records, job, claim, self.worker, err)
-                self.keeping.let_go(claim.job_id)
-            if snapshots:
-                snapshots.delete()
+                if snapshots and self._is_over(claim):  # else another worker goes on from them
+                    snapshots.delete()
+                self.keeping.let_go(claim)
         let_go(err)
         self.keeping.untimed()
         self.attempts.recover(model, err)
@@ -295,16 +317,17 @@ class JobRunner:
 
     def _drop(self, claim: Claim, reason: str) -> None:
         log.info("job dropped", job_id=claim.job_id, reason=reason)
-        self.keeping.let_go(claim.job_id)
+        self.keeping.let_go(claim)
 
     def _release(self, claim: Claim, *, counted: bool) -> None:
-        self.keeping.let_go(claim.job_id)  # first: a renewal after the release would take the job again
         with suppress(QueueUnavailable), redis_errors():  # else its lease runs out
             self.records.release(claim.job_id, claim.fence, counted=counted)
+        # Afterwards: whoever is stopped before Redis has answered still has it, and gives it back the next time.
+        self.keeping.let_go(claim)
 
     def _ended(self, made: Finished, succeeded: bool) -> None:
         """Note the end of a job; called in the finisher's thread."""
-        self.keeping.let_go(made.job.id)
+        self.keeping.let_go(made.claim)
         if made.snapshots and (succeeded or self._is_over(made.claim)):
             made.snapshots.delete()
         if succeeded:

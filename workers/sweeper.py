@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -50,8 +51,9 @@ class Sweeper:
     def sweep(self, now: float) -> int:
         """Remove what is too old at `now` (seconds since the epoch); return how many results went."""
         for leftover in self._scratch.glob("*"):
-            if now - leftover.stat().st_mtime > SCRATCH_S:
-                shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another worker has just finished with it
+                if now - leftover.stat().st_mtime > SCRATCH_S:
+                    shutil.rmtree(leftover, ignore_errors=True)
         return self._storage.sweep(now - self._retention_s - GRACE_S)
 
     def _run(self) -> None:

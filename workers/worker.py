@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -39,6 +40,9 @@ _LONGEST_PAUSE_S = 5.0
 #: Seconds between two heartbeats of RQ's own, for `rq info`.
 _RQ_BEAT_S = 15.0
 
+#: A second signal within so many seconds is an echo of the first: a terminal and a supervisor may both have sent it.
+_ECHO_S = 1.0
+
 
 class ModelWorker(SimpleWorker):
     """Claims jobs and runs them in this process; made by `make_worker`."""
@@ -55,6 +59,8 @@ class ModelWorker(SimpleWorker):
     on_drain: Callable[[], None]
 
     _shown: str | None = ""
+    _asked_at = 0.0
+    _is_forced = False
 
     def procline(self, message: str) -> None:
         """Keep our own process title; RQ would write its state over it."""
@@ -112,6 +118,16 @@ class ModelWorker(SimpleWorker):
 
     # What RQ's loop asks of Redis between two jobs must not end the worker: it would be gone after any longer outage.
 
+    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
+        """Sign on at RQ. Any: RQ's own arguments.
+
+        A Redis that is full refuses that, and a worker that ended over it would load its models again and again.
+        """
+        try:
+            super().bootstrap(*args, **kwargs)
+        except RedisError as err:
+            log.warning("rq info does not show this worker", reason=str(err))
+
     def heartbeat(self, *args: Any, **kwargs: Any) -> None:
         """Beat for RQ. Any: RQ's own arguments."""
         with suppress(RedisError):
@@ -146,11 +162,22 @@ class ModelWorker(SimpleWorker):
     def handle_warm_shutdown_request(self) -> None:
         """Give the jobs in progress `drain_s`, then stop as a second SIGTERM does: they are handed back."""
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
-        # RQ takes a second signal within a second for an echo of the first.
-        drain_s = max(1.1, self.drain_s if self.jobs() else 0.0)
+        self._asked_at = time.monotonic()
+        drain_s = max(_ECHO_S + 0.1, self.drain_s if self.jobs() else 0.0)
         timer = threading.Timer(drain_s, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         timer.start()
+
+    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Stop now, once: our own timer and a supervisor may both say so, and the first is already giving jobs back.
+
+        Raises:
+            SystemExit: in the main thread, wherever it is.
+        """
+        if self._is_forced or time.monotonic() - self._asked_at < _ECHO_S:
+            return
+        self._is_forced = True
+        raise SystemExit
 
     def _shutdown(self) -> None:
         """Stop before the next job. RQ's own would raise in the middle of whatever an idle worker does."""

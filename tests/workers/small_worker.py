@@ -72,10 +72,7 @@ def main() -> None:
     runner = JobRunner(queue, reports, keeping, residency, storage, folder / "scratch", NAME)
 
     def claim() -> list[Claim]:
-        claims = queue.leases.claim(NAME, Wishes([MODEL], residency.loaded))
-        if claims:
-            keeping.hold(claims)
-        return claims
+        return runner.claim(Wishes([MODEL], residency.loaded))
 
     def run(claims: Sequence[Claim]) -> None:
         if options.stop_after_claim:

@@ -54,7 +54,7 @@ def told(clock: Clock) -> Told:
 
 def test_every_line_says_everything(told: Told) -> None:
     told.hold([ONE, TWO])
-    told.let_go("one")
+    told.let_go(ONE)
     assert told.lines == [
         {"about": {"job": "one"}, "claims": [["one", 1], ["two", 7]], "timed": [], "limit_s": None},
         {"about": {"job": "one"}, "claims": [["two", 7]], "timed": [], "limit_s": None},
@@ -67,7 +67,7 @@ def test_the_time_that_is_left_shrinks_whatever_is_told_in_between(told: Told, c
     told.hold([TWO], 60)
     clock.now += 20
     told.refresh()
-    told.let_go("one")
+    told.let_go(ONE)
     clock.now += 50
     told.refresh()
     assert [line["limit_s"] for line in told.lines] == [None, 65, 45, 45, 0]
@@ -76,8 +76,8 @@ def test_the_time_that_is_left_shrinks_whatever_is_told_in_between(told: Told, c
 
 def test_the_limit_is_lifted_with_the_last_job_that_it_is_for(told: Told) -> None:
     told.hold([ONE, TWO], 60)
-    told.let_go("one")
-    told.let_go("two")
+    told.let_go(ONE)
+    told.let_go(TWO)
     told.hold([ONE], 60)
     told.untimed()
     assert [line["limit_s"] for line in told.lines] == [65, 65, None, 65, None]
@@ -87,10 +87,18 @@ def test_the_limit_is_lifted_with_the_last_job_that_it_is_for(told: Told) -> Non
 def test_a_loss_is_forgotten_with_the_job(told: Told) -> None:
     told.hold([ONE, TWO])
     told.lost = frozenset({ONE, TWO})
-    told.let_go("one")
+    told.let_go(ONE)
     assert told.lost == {TWO}
-    told.let_go("never had")
+    told.let_go(Claim("never had", 1))
     assert told.claims == [TWO]
+
+
+def test_the_late_end_of_one_claim_leaves_a_newer_one_of_the_same_job(told: Told) -> None:
+    told.hold([ONE])
+    told.hold([Claim("one", 2)], 60)
+    told.let_go(ONE)
+    assert told.claims == [Claim("one", 2)]
+    assert told.lines[-1] == {"about": {"job": "one"}, "claims": [["one", 2]], "timed": [["one", 2]], "limit_s": 65}
 
 
 def test_a_keeper_that_cannot_run_is_not_started_all_the_time(

@@ -15,7 +15,7 @@ from rq.timeouts import JobTimeoutException
 
 from polyreel.errors import AdapterUnavailable, GenerationFailed, StorageFailed
 from polyreel.job import JobStatus, VideoJob, attempt_key
-from polyreel.leases import Claim
+from polyreel.leases import Claim, Wishes
 from polyreel.logs import configure_logs
 from polyreel.queue import Queue
 from polyreel.records import parse_rates
@@ -445,6 +445,50 @@ def test_jobs_that_were_claimed_and_not_begun_are_handed_back_uncounted(make_run
     back = queue.records.get(job.id)
     assert back is not None
     assert (back.claimable, back.job.attempts, runner.jobs()) == (True, 0, [])
+
+
+def test_a_stop_in_the_middle_of_handing_back_leaves_nothing_that_counts(
+    make_runner: MakeRunner, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queue.submit(queued()).job
+    runner = make_runner(Quick())
+    take(runner)
+
+    def stop(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as cut_off, pytest.raises(SystemExit):
+        cut_off.setattr(queue.records, "release", stop)
+        runner.hand_back()
+    assert runner.jobs() == [job.id]
+    runner.hand_back()
+    assert queue.leases.expire_worker("one") == {}
+    back = queue.records.get(job.id)
+    assert back is not None
+    assert (back.claimable, back.job.attempts, runner.jobs()) == (True, 0, [])
+
+
+def test_a_stop_before_the_answer_to_a_claim_hands_back_what_was_claimed(
+    make_runner: MakeRunner, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queue.submit(queued()).job
+    runner = make_runner(Quick())
+    script = queue.leases._claim
+
+    def cut_off(**terms: object) -> None:
+        script(**terms)
+        raise SystemExit
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(queue.leases, "_claim", cut_off)
+        runner.claim(Wishes(["ltx-tiny"]))
+    assert (read(queue, job).attempts, runner.jobs()) == (1, [])
+    runner.hand_back()
+    back = queue.records.get(job.id)
+    assert back is not None
+    assert (back.claimable, back.job.attempts, runner.jobs()) == (True, 0, [])
+    [again] = runner.claim(Wishes(["ltx-tiny"]))
+    assert (again, runner.jobs()) == (Claim(job.id, 2), [job.id])
 
 
 def test_a_job_that_another_worker_has_is_not_run(make_runner: MakeRunner, queue: Queue) -> None:

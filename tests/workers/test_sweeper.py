@@ -51,3 +51,13 @@ def test_a_worker_sweeps_as_soon_as_it_starts(tmp_path: Path) -> None:
         sweeper._thread.join(0.01)
     sweeper.stop()
     assert not gone.exists()
+
+
+def test_what_another_worker_removes_meanwhile_stops_no_sweep(tmp_path: Path) -> None:
+    now = 2_000_000_000.0
+    storage = LocalStorage(tmp_path / "results")
+    gone = stored(storage.folder, "out/b/b.mp4", 8 * DAY, now)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "dangling").symlink_to(tmp_path / "nowhere")  # listed, and not there
+    assert Sweeper(storage, 7 * DAY, tmp_path / "scratch").sweep(now) == 1
+    assert not gone.exists()

@@ -351,6 +351,17 @@ def test_a_stop_between_a_claim_and_its_run_hands_the_job_back(queue: Queue, sta
     assert (back.claimable, back.job.attempts) == (True, 0)
 
 
+def test_a_stop_that_is_said_twice_cuts_off_nothing_the_second_time(connection: redis.Redis) -> None:
+    worker = make_worker(connection, "one", [MODEL], claim=list, run=print, jobs=lambda: ["one"], drain_s=600)
+    worker.handle_warm_shutdown_request()
+    worker.request_force_stop(15, None)  # an echo
+    worker._asked_at -= 1.1
+    with pytest.raises(SystemExit):
+        worker.request_force_stop(15, None)
+    worker.request_force_stop(15, None)
+    worker.request_force_stop(2, None)
+
+
 # -- Redis is away
 
 
@@ -414,3 +425,17 @@ def test_what_rqs_loop_asks_of_redis_does_not_end_the_worker(
     worker.set_shutdown_requested_date()
     assert done == [job.id for job in jobs]
     assert set(asked) == {"heartbeat", "check_for_suspension", "set_shutdown_requested_date"}
+
+
+def test_a_worker_starts_while_redis_is_full(own: OwnValkey, start: Callable[..., Process], go: Path) -> None:
+    queue = Queue(own.url, retention_s=60, max_open=100, job_timeout_s=60, patient=True)
+    job = queue.submit(queued()).job
+    queue.records.client.config_set("maxmemory", "1")
+    process = start(url=own.url)
+    go.touch()
+    until(lambda: process.said("rq info does not show this worker"), "RQ to be refused")
+    assert process.popen.poll() is None
+    queue.records.client.config_set("maxmemory", "0")
+    until(lambda: read(queue, job).status is JobStatus.SUCCEEDED, "the job to be done")
+    process.popen.terminate()
+    assert process.popen.wait(60) == 0
