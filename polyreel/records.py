@@ -103,7 +103,8 @@ def brief_retry() -> Retry:
     return Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 1)
 
 
-#: Socket limits of the API process, seconds: with one retry an answer takes 3 s at most.
+#: Socket limits of the API process, seconds: a command that connects and waits for its answer in vain, twice, with a
+#: pause between, takes about 3.9 s. Clients are answered sooner, by the budget of `server.gate`.
 BRIEF_TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": 0.7, "socket_timeout": 1.2}
 
 
