@@ -145,7 +145,6 @@ def _work(options: argparse.Namespace) -> int:
         return runner.claim(wishes)
 
     def run(claims: Sequence[Claim]) -> None:
-        keeping.hold(claims, settings.job_timeout_s)
         runner.run(claims, lambda: UnixSignalDeathPenalty(settings.job_timeout_s, JobTimeoutException))  # type: ignore[no-untyped-call]
         with suppress(RedisError):  # the old figures serve as well
             swap_s.update(queue.leases.swap_seconds())

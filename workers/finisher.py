@@ -59,6 +59,7 @@ class Finisher:
         results: makes the files.
         scratch: folder for files in the making, on a local disk.
         worker: name of this worker.
+        on_begin: called in the thread with every job whose files are made next.
         on_end: called in the thread with every job that has come to its end, and whether it succeeded.
         file_metadata: write each video's receipt into its files.
     """
@@ -69,6 +70,7 @@ class Finisher:
         results: Results,
         scratch: Path,
         worker: str,
+        on_begin: Callable[[Finished], None],
         on_end: Callable[[Finished, bool], None],
         *,
         file_metadata: bool = True,
@@ -77,6 +79,7 @@ class Finisher:
         self._results = results
         self._scratch = scratch
         self._worker = worker
+        self._on_begin = on_begin
         self._on_end = on_end
         self._file_metadata = file_metadata
         # Not the thread's own join: in Python 3.11 an exception out of a signal's handler makes a thread look ended.
@@ -116,6 +119,7 @@ class Finisher:
         with structlog.contextvars.bound_contextvars(job_id=made.job.id, model=made.job.request.model):
             if self._is_over.is_set():
                 return  # it is given back
+            self._on_begin(made)
             succeeded = self._finish(made)
             if self._is_over.is_set():
                 return

@@ -46,7 +46,7 @@ OVERTIME_S = 5.0
 _STOPPED_S = 0.2
 
 #: How long a keeper tries to give back the jobs of its dead worker, seconds; after that their leases run out.
-_FAREWELL_S = 10.0
+_FAREWELL_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,13 @@ class State:
     Args:
         about: what its heartbeat says.
         claims: job id and fence of every job that it has.
-        timed: the jobs among them whose time is limited; when it is up, they fail and the worker ends.
-        limit_s: seconds from now that they may take, None for no limit.
+        timed: those whose time is limited, with the seconds that are left of it; when one's is up, it fails and the
+            worker ends.
     """
 
     about: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     claims: list[tuple[str, int]] = field(default_factory=list)
-    timed: list[tuple[str, int]] = field(default_factory=list)
-    limit_s: float | None = None
+    timed: list[tuple[str, int, float]] = field(default_factory=list)
 
     def to_line(self) -> bytes:
         """Return the line that says so."""
@@ -106,29 +105,33 @@ class Keeper:
         self.state = State()
         self._tell = tell
         self._lost: set[Claim] = set()
-        self._deadline: float | None = None
+        self._deadlines: dict[Claim, float] = {}
         every = self.leases.renew_s
         self._due = {"beat": 0.0, "renew": 0.0, "reap": 0.0, "repair": 0.0}
         self._every = {"beat": min(BEAT_S, every), "renew": every, "reap": every, "repair": REPAIR_S}
         self._is_away = False
+        self.is_over = False
 
     def take(self, line: bytes) -> None:
         """Read a line of the worker's."""
         self.state = State(**json.loads(line))
-        self._deadline = None if self.state.limit_s is None else time.monotonic() + self.state.limit_s
+        now = time.monotonic()
+        self._deadlines = {Claim(job_id, fence): now + left_s for job_id, fence, left_s in self.state.timed}
         self._lost &= {Claim(job_id, fence) for job_id, fence in self.state.claims}
         self._due["beat"] = 0.0  # what it says is new
 
     def pause_s(self) -> float:
         """Return how long there is nothing to do."""
-        moments = [*self._due.values(), *([self._deadline] if self._deadline else [])]
+        moments = [*self._due.values(), *self._deadlines.values()]
         return min(1.0, max(0.0, min(moments) - time.monotonic()))
 
     def tick(self) -> None:
         """Do what is due."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._end_the_worker()
         now = time.monotonic()
+        late = [claim for claim, until in self._deadlines.items() if until <= now]
+        if late:
+            self._end_the_worker(late)
+            return
         if _is_stopped(self.setup.parent):  # who stands still holds up nobody: its leases run out
             self._due = {task: max(due, now + _STOPPED_S) for task, due in self._due.items()}
             return
@@ -175,15 +178,17 @@ class Keeper:
             log.warning("job repaired", job_id=job_id, done=what)
         return True
 
-    def _end_the_worker(self) -> None:
-        log.critical("worker ends", reason="the call in progress is over its time and does not heed the timer")
-        if len(self.state.timed) == 1:  # of several nobody knows which it was: each runs again, alone
-            [(job_id, fence)] = self.state.timed
+    def _end_the_worker(self, late: list[Claim]) -> None:
+        log.critical(
+            "worker ends", reason="a job is over its time and heeds no timer", job_ids=[c.job_id for c in late]
+        )
+        if len(late) == 1:  # of several nobody knows which it was: each runs again, alone
+            [claim] = late
             with suppress(Exception):  # Redis is away: it runs again elsewhere, and comes to the same end there
                 self.records.advance(
-                    job_id, fence, JobStatus.FAILED, error_code="timeout", error_message=TIMEOUT_MESSAGE
+                    claim.job_id, claim.fence, JobStatus.FAILED, error_code="timeout", error_message=TIMEOUT_MESSAGE
                 )
-        self._deadline = None
+        self.is_over = True  # one that hangs in the kernel does not die yet, and its other jobs must not wait for that
         os.kill(self.setup.parent, signal.SIGKILL)  # nothing gentler reaches a process that does not run Python
 
     def farewell(self) -> None:
@@ -246,6 +251,8 @@ def main() -> int:
             keeper.take(line)
         keeper.tick()
         lines = []
+        if keeper.is_over:
+            break
         if select.select([pipe], [], [], keeper.pause_s())[0]:
             found = read()
             if found is None:

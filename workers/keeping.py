@@ -44,8 +44,7 @@ class Keeping:
         self._setup = setup
         self._about = about
         self._claims: dict[str, Claim] = {}
-        self._timed: list[tuple[str, int]] = []
-        self._deadline: float | None = None
+        self._deadlines: dict[Claim, float] = {}
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
@@ -56,23 +55,23 @@ class Keeping:
             self._start()
             self._say()
 
-    def hold(self, claims: Sequence[Claim], limit_s: float | None = None) -> None:
-        """Keep the leases of more jobs.
-
-        Args:
-            limit_s: how long they may take in all, seconds; `workers.keeper.OVERTIME_S` later this process is killed.
-        """
+    def hold(self, claims: Sequence[Claim]) -> None:
+        """Keep the leases of more jobs."""
         with self._lock:
             self._claims |= {claim.job_id: claim for claim in claims}
-            if limit_s is not None:
-                self._timed = [(claim.job_id, claim.fence) for claim in claims]
-                self._deadline = time.monotonic() + limit_s + OVERTIME_S
             self._say()
 
-    def untimed(self) -> None:
-        """Lift the time limit; the leases are kept."""
+    def limit(self, claims: Sequence[Claim], limit_s: float | None) -> None:
+        """Say how long jobs may take from now on; `workers.keeper.OVERTIME_S` later this process is killed.
+
+        Args:
+            limit_s: seconds for all of them together, None lifts the limit: the leases are kept.
+        """
         with self._lock:
-            self._timed, self._deadline = [], None
+            for claim in claims:
+                self._deadlines.pop(claim, None)
+                if limit_s is not None:
+                    self._deadlines[claim] = time.monotonic() + limit_s + OVERTIME_S
             self._say()
 
     def let_go(self, claim: Claim) -> None:
@@ -81,9 +80,7 @@ class Keeping:
             if self._claims.get(claim.job_id) == claim:
                 del self._claims[claim.job_id]
             self.lost = self.lost - {claim}
-            self._timed = [timed for timed in self._timed if timed != (claim.job_id, claim.fence)]
-            if not self._timed:
-                self._deadline = None
+            self._deadlines.pop(claim, None)
             self._say()
 
     def refresh(self) -> None:
@@ -128,8 +125,9 @@ class Keeping:
         if self._is_stopping or self._process is None:
             return
         claims = [(claim.job_id, claim.fence) for claim in self._claims.values()]
-        limit_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        self._write(State(self._about(), claims, self._timed, limit_s).to_line())
+        now = time.monotonic()
+        timed = [(claim.job_id, claim.fence, max(0.0, until - now)) for claim, until in self._deadlines.items()]
+        self._write(State(self._about(), claims, timed).to_line())
 
     def _write(self, line: bytes) -> None:
         """Send a line; never waits, because a step of the pipeline may stand behind it."""

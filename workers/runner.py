@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import structlog
@@ -37,8 +37,14 @@ from workers.snapshots import JobSnapshots
 
 log = structlog.get_logger()
 
+#: How long the files of a job may be in the making, where `job_timeout_s` is not longer, seconds.
+FINISH_S = 600.0
+
 #: Wraps a call that must end in time; raises RQ's JobTimeoutException inside it.
 Limit = Callable[[], AbstractContextManager[object]]
+
+#: How long a stop waits for the snapshot that is being stored, seconds: the next attempt goes on from it.
+_LAST_SNAPSHOT_S = 2.0
 
 #: A job that was read, with what we may write of it.
 Taken = tuple[VideoJob, Claim]
@@ -96,7 +102,7 @@ class JobRunner:
         self._scratch = scratch
         self._resume_every = resume_every
         self._finisher = Finisher(
-            queue.records, Results(storage), scratch, worker, self._ended, file_metadata=file_metadata
+            queue.records, Results(storage), scratch, worker, self._begun, self._ended, file_metadata=file_metadata
         )
 
     @property
@@ -210,13 +216,17 @@ class JobRunner:
         snapshots = self._snapshots(taken)
         made: list[Made | Exception] = []
         try:
-            with limit():
+            with self._timed(taken), limit():
                 with timed(timings, "load"):
                     prepared = self._prepare(taken)
                 good = [one for one in prepared if not isinstance(one, Exception)]
                 if good:
                     self._say_started(taken)
                     made = self.attempts.make_all(good, started, reports.step, timings, snapshots)
+        except (SystemExit, KeyboardInterrupt):
+            if snapshots:
+                snapshots.close(_LAST_SNAPSHOT_S)
+            raise
         except Cancelled:
             self._end_dropped(taken, snapshots)
             return
@@ -226,7 +236,6 @@ class JobRunner:
         finally:
             if snapshots:
                 snapshots.close()  # they stay for the next attempt until the job has ended
-        self.keeping.untimed()
         has_loaded = not was_loaded and taken[0][0].request.model in self.residency.loaded
         if has_loaded:
             self._loaded_at = time.monotonic() - timings.get("generate", 0.0)
@@ -247,6 +256,16 @@ class JobRunner:
         if has_loaded:
             with suppress(QueueUnavailable), redis_errors():
                 self.queue.leases.learn_swap(taken[0][0].request.model, timings["load"])
+
+    @contextmanager
+    def _timed(self, taken: Sequence[Taken]) -> Iterator[None]:
+        """Have the keeper end this process when a call is over its time and does not heed the timer."""
+        claims = [claim for _, claim in taken]
+        self.keeping.limit(claims, self.queue.job_timeout_s)
+        try:
+            yield
+        finally:
+            self.keeping.limit(claims, None)
 
     def _snapshots(self, taken: Sequence[Taken]) -> JobSnapshots | None:
         """Return where a long job that runs alone saves what it has, and finds what an earlier attempt saved."""
@@ -298,7 +317,6 @@ class JobRunner:
                     snapshots.delete()
                 self.keeping.let_go(claim)
         let_go(err)
-        self.keeping.untimed()
         self.attempts.recover(model, err)
 
     def _end_dropped(self, taken: Sequence[Taken], snapshots: JobSnapshots | None = None) -> None:
@@ -324,6 +342,10 @@ class JobRunner:
             self.records.release(claim.job_id, claim.fence, counted=counted)
         # Afterwards: whoever is stopped before Redis has answered still has it, and gives it back the next time.
         self.keeping.let_go(claim)
+
+    def _begun(self, made: Finished) -> None:
+        """Limit the time that the files of a job may take; called in the finisher's thread. A storage may hang."""
+        self.keeping.limit([made.claim], max(FINISH_S, self.queue.job_timeout_s))
 
     def _ended(self, made: Finished, succeeded: bool) -> None:
         """Note the end of a job; called in the finisher's thread."""

@@ -7,10 +7,9 @@ last worker died, the storage's sweep does.
 
 from __future__ import annotations
 
-import math
 import tempfile
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import structlog
@@ -20,18 +19,6 @@ from polyreel.errors import StorageFailed
 from polyreel.storage import Storage
 
 log = structlog.get_logger()
-
-
-def wants_snapshots(estimated_s: float | None, after_s: float) -> bool:
-    """Return whether a job is long enough to run alone and be saved on the way.
-
-    Args:
-        estimated_s: seconds that it will take, None when nothing like it was measured yet: such a job may be long.
-        after_s: jobs of this many seconds and more; infinity saves none.
-    """
-    if math.isinf(after_s):
-        return False
-    return estimated_s is None or estimated_s >= after_s
 
 
 class JobSnapshots:
@@ -76,10 +63,18 @@ class JobSnapshots:
                 self._waiting.cancel()
             self._waiting = self._writer.submit(self._put, state, step)
 
-    def close(self) -> None:
-        """Store nothing more; what waits is dropped, and what is being stored is not waited for."""
+    def close(self, wait_s: float = 0.0) -> None:
+        """Take nothing more. What waits is dropped, and what is being stored is not waited for.
+
+        Args:
+            wait_s: how long to wait for both before that, seconds.
+        """
         with self._lock:
             self._closed = True
+            waiting = self._waiting
+        if wait_s and waiting is not None:
+            wait([waiting], wait_s)
+        with self._lock:
             self._writer.shutdown(wait=False, cancel_futures=True)
 
     def delete(self) -> None:

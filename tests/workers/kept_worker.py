@@ -33,7 +33,8 @@ def main(url: str, name: str, lease_s: float) -> None:
 
     def claim(most: int = 1, limit_s: float | None = None) -> list[list[object]]:
         claims = queue.leases.claim(name, Wishes([MODEL], batches={MODEL: [(10**12, most)]}))
-        keeping.hold(claims, limit_s)
+        keeping.hold(claims)
+        keeping.limit(claims, limit_s)
         return [[claim.job_id, claim.fence] for claim in claims]
 
     def hold_the_lock(seconds: int) -> None:

@@ -20,6 +20,7 @@ from polyreel.storage.memory import MemoryStorage
 from tests.core.jobs import REQUEST, assert_all_adds_up, queued
 from tests.families.quick import Quick
 from tests.workers.claims import read, run, take
+from workers.keeper import OVERTIME_S
 from workers.runner import JobRunner
 
 MakeRunner = Callable[..., JobRunner]
@@ -68,6 +69,28 @@ def test_the_next_job_is_denoised_while_the_first_is_stored(make_runner: MakeRun
     assert [read(queue, job).status.value for job in (first, second)] == ["succeeded", "succeeded"]
     assert runner.jobs() == []
     assert_all_adds_up(queue.records.client)
+
+
+def test_a_call_and_the_files_of_a_job_have_a_limit_each(make_runner: MakeRunner, queue: Queue, held: Held) -> None:
+    job = queue.submit(queued()).job
+    left: list[dict[str, float]] = []
+
+    def look(*_: object) -> None:
+        deadlines = runner.keeping._deadlines
+        left.append({claim.job_id: until - time.monotonic() for claim, until in deadlines.items()})
+
+    runner = make_runner(Quick(after_step=lambda step: look() if step == 1 else None), storage=held)
+    claims = take(runner)
+    look()
+    runner.run(claims)
+    assert held.began.wait(60)
+    look()
+    held.go.set()
+    runner.finish()
+    look()
+    assert left[0] == left[3] == {}
+    assert 0 < left[1][job.id] <= 60 + OVERTIME_S  # the queue's job_timeout_s
+    assert 60 + OVERTIME_S < left[2][job.id] <= 600 + OVERTIME_S
 
 
 def test_videos_of_one_call_at_most_wait_in_memory_for_their_files(

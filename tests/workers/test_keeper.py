@@ -271,6 +271,19 @@ def test_a_job_over_its_time_fails_and_its_worker_is_killed(
     assert_all_adds_up(queue.records.client)
 
 
+def test_of_two_jobs_with_limits_of_their_own_the_late_one_fails_and_the_other_is_given_back(
+    queue: Queue, redis_url: str, start: Callable[..., Worker]
+) -> None:
+    late, other = queue.submit(queued()).job, queue.submit(queued()).job
+    worker = start(queue, redis_url)
+    worker.do("claim", 1, 0.5)
+    worker.begin("claim", 1, 600)
+    assert worker.process.wait(50) == -signal.SIGKILL
+    until(lambda: read(queue, other).claimable, "the other one to be given back")
+    assert (read(queue, late).job.status, read(queue, late).job.error_code) == (JobStatus.FAILED, "timeout")
+    assert_all_adds_up(queue.records.client)
+
+
 def test_jobs_of_one_call_over_its_time_run_again_alone_since_nobody_knows_which_it_was(
     queue: Queue, redis_url: str, start: Callable[..., Worker]
 ) -> None:

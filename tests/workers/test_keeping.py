@@ -56,32 +56,37 @@ def test_every_line_says_everything(told: Told) -> None:
     told.hold([ONE, TWO])
     told.let_go(ONE)
     assert told.lines == [
-        {"about": {"job": "one"}, "claims": [["one", 1], ["two", 7]], "timed": [], "limit_s": None},
-        {"about": {"job": "one"}, "claims": [["two", 7]], "timed": [], "limit_s": None},
+        {"about": {"job": "one"}, "claims": [["one", 1], ["two", 7]], "timed": []},
+        {"about": {"job": "one"}, "claims": [["two", 7]], "timed": []},
     ]
     assert told.claims == [TWO]
 
 
+def timed(told: Told) -> list[dict[str, float]]:
+    """What each line says of the seconds that are left."""
+    return [{job_id: left_s for job_id, _, left_s in line["timed"]} for line in told.lines]
+
+
 def test_the_time_that_is_left_shrinks_whatever_is_told_in_between(told: Told, clock: Clock) -> None:
-    told.hold([ONE])
-    told.hold([TWO], 60)
+    told.hold([ONE, TWO])
+    told.limit([TWO], 60)
     clock.now += 20
     told.refresh()
-    told.let_go(ONE)
+    told.limit([ONE], 100)
     clock.now += 50
     told.refresh()
-    assert [line["limit_s"] for line in told.lines] == [None, 65, 45, 45, 0]
-    assert [line["timed"] for line in told.lines] == [[], *[[["two", 7]]] * 4]
-
-
-def test_the_limit_is_lifted_with_the_last_job_that_it_is_for(told: Told) -> None:
-    told.hold([ONE, TWO], 60)
     told.let_go(ONE)
-    told.let_go(TWO)
-    told.hold([ONE], 60)
-    told.untimed()
-    assert [line["limit_s"] for line in told.lines] == [65, 65, None, 65, None]
-    assert told.claims == [ONE]
+    assert timed(told) == [{}, {"two": 65}, {"two": 45}, {"two": 45, "one": 105}, {"two": 0, "one": 55}, {"two": 0}]
+
+
+def test_a_limit_is_lifted_with_its_job_and_leaves_those_of_others(told: Told) -> None:
+    told.hold([ONE, TWO])
+    told.limit([ONE, TWO], 60)
+    told.let_go(ONE)
+    told.limit([TWO], None)
+    told.hold([ONE])
+    assert timed(told) == [{}, {"one": 65, "two": 65}, {"two": 65}, {}, {}]
+    assert told.claims == [TWO, ONE]
 
 
 def test_a_loss_is_forgotten_with_the_job(told: Told) -> None:
@@ -95,10 +100,11 @@ def test_a_loss_is_forgotten_with_the_job(told: Told) -> None:
 
 def test_the_late_end_of_one_claim_leaves_a_newer_one_of_the_same_job(told: Told) -> None:
     told.hold([ONE])
-    told.hold([Claim("one", 2)], 60)
+    told.hold([Claim("one", 2)])
+    told.limit([Claim("one", 2)], 60)
     told.let_go(ONE)
     assert told.claims == [Claim("one", 2)]
-    assert told.lines[-1] == {"about": {"job": "one"}, "claims": [["one", 2]], "timed": [["one", 2]], "limit_s": 65}
+    assert told.lines[-1] == {"about": {"job": "one"}, "claims": [["one", 2]], "timed": [["one", 2, 65]]}
 
 
 def test_a_keeper_that_cannot_run_is_not_started_all_the_time(

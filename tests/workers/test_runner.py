@@ -457,9 +457,10 @@ def test_a_stop_in_the_middle_of_handing_back_leaves_nothing_that_counts(
     def stop(*_: object, **__: object) -> None:
         raise SystemExit
 
-    with monkeypatch.context() as cut_off, pytest.raises(SystemExit):
+    with monkeypatch.context() as cut_off:
         cut_off.setattr(queue.records, "release", stop)
-        runner.hand_back()
+        with pytest.raises(SystemExit):
+            runner.hand_back()
     assert runner.jobs() == [job.id]
     runner.hand_back()
     assert queue.leases.expire_worker("one") == {}
@@ -479,9 +480,10 @@ def test_a_stop_before_the_answer_to_a_claim_hands_back_what_was_claimed(
         script(**terms)
         raise SystemExit
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+    with monkeypatch.context() as patched:
         patched.setattr(queue.leases, "_claim", cut_off)
-        runner.claim(Wishes(["ltx-tiny"]))
+        with pytest.raises(SystemExit):
+            runner.claim(Wishes(["ltx-tiny"]))
     assert (read(queue, job).attempts, runner.jobs()) == (1, [])
     runner.hand_back()
     back = queue.records.get(job.id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from polyreel.errors import StorageFailed
 from polyreel.storage import Storage
 from polyreel.storage.local import LocalStorage
 from polyreel.storage.memory import MemoryStorage
-from workers.snapshots import JobSnapshots, wants_snapshots
+from workers.snapshots import JobSnapshots
 
 JOB = "0b5c1c2e-7b1e-4a53-9d2f-1d3f0e6a8c11"
 
@@ -50,22 +49,6 @@ def stored(attempt: JobSnapshots, *snapshots: bytes) -> None:
         waiting = attempt._waiting
         assert waiting is not None
         waiting.result(60)
-
-
-@pytest.mark.parametrize(
-    ("estimated_s", "after_s", "wanted"),
-    [
-        (59.9, 60.0, False),
-        (60.0, 60.0, True),
-        (3600.0, 60.0, True),
-        (0.0, 0.0, True),
-        (None, 60.0, True),
-        (None, math.inf, False),
-        (1e9, math.inf, False),
-    ],
-)
-def test_jobs_of_so_many_seconds_and_those_of_unknown_length_want_snapshots(estimated_s, after_s, wanted):
-    assert wants_snapshots(estimated_s, after_s) is wanted
 
 
 def test_the_first_attempt_starts_at_the_beginning(attempt: Attempt):
@@ -242,3 +225,13 @@ def test_a_storage_that_cannot_delete_does_not_fail_the_job(attempt: Attempt):
     with capture_logs() as logs:
         attempt(2, where=Stubborn()).delete()
     assert [entry["event"] for entry in logs] == ["snapshot not deleted", "snapshot not deleted"]
+
+
+def test_the_snapshot_that_waits_when_a_worker_is_stopped_is_still_stored(attempt: Attempt):
+    first = attempt(1)
+    first.save(snapshot(5), 5)
+    first.save(snapshot(10), 10)
+    first.close(60)
+    first.save(snapshot(15), 15)
+
+    assert attempt(2).state == snapshot(10)
