@@ -59,6 +59,7 @@ class Setup:
         parent: its process id.
         retention_s, lease_s: as in the settings.
         log_level: likewise.
+        leads_group: the worker leads its process group, so that all in it was started by the worker.
     """
 
     url: str
@@ -67,6 +68,7 @@ class Setup:
     retention_s: float
     lease_s: float
     log_level: str = "info"
+    leads_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ class State:
         claims: job id and fence of every job that it has.
         timed: those whose time is limited, with the seconds that are left of it; when one's is up, it fails and the
             worker ends.
+        is_stopping: it signs off, and waits for its keeper to do so.
     """
 
     about: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     claims: list[tuple[str, int]] = field(default_factory=list)
     timed: list[tuple[str, int, float]] = field(default_factory=list)
+    is_stopping: bool = False
 
     def to_line(self) -> bytes:
         """Return the line that says so."""
@@ -206,6 +210,19 @@ class Keeper:
                 time.sleep(0.2)
 
 
+def _kill_what_it_left(worker: int) -> None:
+    """Kill what a dead worker had started: an encoder that hangs would stay. Call this when the worker led its group.
+
+    The number is still the group's: the system gives it to nobody else while the group has members.
+    """
+    deadline = time.monotonic() + _FAREWELL_S
+    while os.getppid() == worker and time.monotonic() < deadline:
+        time.sleep(0.05)  # its pipes close before it is gone; one that ends by itself waits for us instead
+    if os.getppid() != worker:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker, signal.SIGKILL)
+
+
 def _is_stopped(pid: int) -> bool:
     """Return whether a process was stopped by a signal; False where the system does not say."""
     try:
@@ -259,6 +276,8 @@ def main() -> int:
                 break
             lines = found
     keeper.farewell()
+    if setup.leads_group and not keeper.state.is_stopping:
+        _kill_what_it_left(setup.parent)
     return 0
 
 

@@ -97,8 +97,9 @@ class Keeping:
     def stop(self) -> None:
         """Sign the worker off; what it still has is given back by the keeper."""
         with self._lock:
-            self._is_stopping = True
             process = self._process
+            self._say(is_stopping=True)
+            self._is_stopping = True
             if process is None:
                 return
             _pipe(process.stdin).close()
@@ -121,13 +122,13 @@ class Keeping:
         os.set_blocking(_pipe(process.stdin).fileno(), False)
         threading.Thread(target=self._listen, args=(process,), name="keeper", daemon=True).start()
 
-    def _say(self) -> None:
+    def _say(self, *, is_stopping: bool = False) -> None:
         if self._is_stopping or self._process is None:
             return
         claims = [(claim.job_id, claim.fence) for claim in self._claims.values()]
         now = time.monotonic()
         timed = [(claim.job_id, claim.fence, max(0.0, until - now)) for claim, until in self._deadlines.items()]
-        self._write(State(self._about(), claims, timed).to_line())
+        self._write(State(self._about(), claims, timed, is_stopping).to_line())
 
     def _write(self, line: bytes) -> None:
         """Send a line; never waits, because a step of the pipeline may stand behind it."""
@@ -164,4 +165,4 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 def setup_for(url: str, worker: str, *, retention_s: float, lease_s: float, log_level: str) -> Setup:
     """Return the setup of this process' keeper."""
-    return Setup(url, worker, os.getpid(), retention_s, lease_s, log_level)
+    return Setup(url, worker, os.getpid(), retention_s, lease_s, log_level, os.getpgrp() == os.getpid())

@@ -2,7 +2,8 @@
 
 ffmpeg is the binary of imageio-ffmpeg, or the one that its variable IMAGEIO_FFMPEG_EXE names. Frames go to its
 stdin one by one, its errors go to an unnamed temporary file: a pipe would have to be read while frames are written,
-or both sides wait for each other. Should this process be killed, ffmpeg sees the end of its stdin and ends.
+or both sides wait for each other. Should this process be killed, ffmpeg sees the end of its stdin and ends; one that
+hangs is killed with the worker's process group.
 
 This module does not know codecs: each format brings its own options. numpy and imageio-ffmpeg are imported where
 they are needed, because the API process lists the formats and has neither.
@@ -10,7 +11,9 @@ they are needed, because the API process lists the formats and has neither.
 
 from __future__ import annotations
 
+import atexit
 import re
+import signal
 import subprocess
 import tempfile
 import threading
@@ -49,6 +52,9 @@ BT709 = (
     # On the frames, because ffmpeg 9 lets their tags win over the options -color_primaries and -color_trc.
     "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=limited",
 )
+
+#: Those that run.
+_children: set[subprocess.Popen[bytes]] = set()
 
 _STDERR_LINES = 5
 _STDERR_BYTES = 4096
@@ -225,6 +231,7 @@ def _run(command: list[str], frames: Iterable[bytes | memoryview], stderr: IO[by
         finally:
             timer.cancel()
             child.kill()  # does nothing to a child that has ended
+            _children.discard(child)
             _close_stdin(child)
     if is_late.is_set() and child.returncode != 0:
         raise EncodingFailed(f"ffmpeg was stopped after {timeout_s:g} s.{_last_lines(stderr)}")
@@ -235,16 +242,24 @@ def _run(command: list[str], frames: Iterable[bytes | memoryview], stderr: IO[by
 
 
 def _start(command: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    # Ctrl-C is for the worker, which finishes its files first. A child inherits what its thread blocks; in a group of
+    # its own it would not hear Ctrl-C either, but outlive who kills the worker's group.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            process_group=0,  # Ctrl-C is for the worker, which finishes its files first
-        )
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
     except OSError as err:
         raise EncodingFailed(f"ffmpeg could not be started: {err}") from err
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _children.add(child)
+    return child
+
+
+@atexit.register
+def _kill_children() -> None:
+    """Let none stay that hangs when this process ends while a thread waits for it."""
+    for child in list(_children):
+        child.kill()
 
 
 def _feed(child: subprocess.Popen[bytes], frames: Iterable[bytes | memoryview]) -> bool:

@@ -56,8 +56,8 @@ def test_every_line_says_everything(told: Told) -> None:
     told.hold([ONE, TWO])
     told.let_go(ONE)
     assert told.lines == [
-        {"about": {"job": "one"}, "claims": [["one", 1], ["two", 7]], "timed": []},
-        {"about": {"job": "one"}, "claims": [["two", 7]], "timed": []},
+        {"about": {"job": "one"}, "claims": [["one", 1], ["two", 7]], "timed": [], "is_stopping": False},
+        {"about": {"job": "one"}, "claims": [["two", 7]], "timed": [], "is_stopping": False},
     ]
     assert told.claims == [TWO]
 
@@ -104,7 +104,12 @@ def test_the_late_end_of_one_claim_leaves_a_newer_one_of_the_same_job(told: Told
     told.limit([Claim("one", 2)], 60)
     told.let_go(ONE)
     assert told.claims == [Claim("one", 2)]
-    assert told.lines[-1] == {"about": {"job": "one"}, "claims": [["one", 2]], "timed": [["one", 2, 65]]}
+    assert told.lines[-1] == {
+        "about": {"job": "one"},
+        "claims": [["one", 2]],
+        "timed": [["one", 2, 65]],
+        "is_stopping": False,
+    }
 
 
 def test_a_keeper_that_cannot_run_is_not_started_all_the_time(

@@ -11,8 +11,10 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 from rq import Callback
@@ -27,12 +29,13 @@ from rq.worker import Worker as RQWorker
 from polyreel.job import JobStatus
 from polyreel.leases import Claim
 from polyreel.queue import Queue, rq_connection
+from polyreel.request import OutputSpec
 from polyreel.rq_entry import GENERATE_TASK
-from tests.core.jobs import MODEL, claim, queued
+from tests.core.jobs import MODEL, REQUEST, claim, queued
 from tests.families.quick import Quick
 from tests.workers.claims import read, take
 from tests.workers.conftest import OwnValkey
-from tests.workers.test_keeper import until
+from tests.workers.test_keeper import has_ended, until
 from workers.runner import JobRunner
 from workers.worker import make_worker
 
@@ -360,6 +363,29 @@ def test_a_stop_that_is_said_twice_cuts_off_nothing_the_second_time(connection: 
         worker.request_force_stop(15, None)
     worker.request_force_stop(15, None)
     worker.request_force_stop(2, None)
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_an_encoder_that_hangs_does_not_outlive_its_worker(
+    queue: Queue, start: Callable[..., Process], go: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    encoder = tmp_path / "encoder"
+    encoder.write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/pid.new\nmv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 600\n"
+    )
+    encoder.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(encoder))
+    process = start("--drain-s", "0")
+    go.touch()
+    queue.submit(queued(replace(REQUEST, outputs=(OutputSpec("mp4", 8.0),))))
+    until((tmp_path / "pid").exists, "the encoder to start")
+    hung = psutil.Process(int((tmp_path / "pid").read_text()))
+    if how == "killed":
+        process.popen.kill()
+    else:
+        process.popen.terminate()
+    process.popen.wait(60)
+    until(lambda: has_ended(hung), "the encoder to be killed")
 
 
 # -- Redis is away
