@@ -131,6 +131,7 @@ async def _ended_after(seconds: float) -> AsyncIterator[None]:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None  # noqa: S101 a coroutine runs in a task
     before, strikes = task.cancelling(), 0
+    handle: asyncio.TimerHandle
 
     def strike() -> None:
         nonlocal handle, strikes
