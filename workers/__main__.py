@@ -67,13 +67,16 @@ def _work(options: argparse.Namespace) -> int:
     configure_logs(settings.log_level, "worker")
     import structlog
 
+    name = options.name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    structlog.configure(  # a processor, since what is bound in one thread's context is missing in the others'
+        processors=[lambda _l, _m, event: {"worker": name, **event}, *structlog.get_config()["processors"]]
+    )
     log = structlog.get_logger()
     if settings.redis_url is None:
         raise ConfigurationError(
             "redis_url: a worker needs REDIS_URL; `polyreel up` starts an embedded queue by itself."
         )
     url = settings.redis_url.get_secret_value()
-    name = options.name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     residency = Residency(
         settings.catalogue,
         settings.state_dir / "checkpoints",
@@ -163,6 +166,12 @@ def _work(options: argparse.Namespace) -> int:
         on_drain=keeping.refresh,
         drain_s=settings.drain_s,
     )
+
+    def alone() -> None:
+        attempts.fitness.unfit = "no keeper of its leases can be had"
+        worker.end_after_this_job()
+
+    keeping.on_alone = alone
     attempts.unavailable = {model: trouble for model, trouble in state.items() if trouble}
     keeping.start()  # before a model is loaded, which may take minutes: it also looks after what the dead left behind
     sweeper = Sweeper(storage, settings.retention_s, scratch)

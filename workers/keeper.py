@@ -5,7 +5,8 @@ trusted to renew it. The keeper renews and beats for as long as the worker lives
 other workers that have died; it ends its own worker when a job is over its time and does not heed the timer; and when
 the worker dies, it gives its jobs back at once.
 
-It reads lines of JSON from the worker (`State`), and writes one when jobs are lost: `{"lost": [[job id, fence], ...]}`.
+It reads lines of JSON from the worker (`State`), and writes one when jobs are lost: `{"lost": [[job id, fence], ...]}`,
+and every quarter of a lease `{"alive": true}`: a worker whose keeper is silent takes no work, and starts another one.
 The end of its input is the end of the worker.
 """
 
@@ -256,17 +257,20 @@ def main() -> int:
     start_as("polyreel keeper", None)
     configure_logs(setup.log_level, "keeper")
 
-    def tell(lost: list[Claim]) -> None:
-        said = {"lost": [(claim.job_id, claim.fence) for claim in lost]}
+    def say(said: dict[str, object]) -> None:
         with suppress(OSError):  # the worker has just ended, which the next read says
             sys.stdout.buffer.write(json.dumps(said).encode() + b"\n")
             sys.stdout.buffer.flush()
 
-    keeper = Keeper(setup, tell)
+    keeper = Keeper(setup, lambda lost: say({"lost": [(claim.job_id, claim.fence) for claim in lost]}))
+    speak_at = 0.0
     while os.getppid() == setup.parent:
         for line in lines:
             keeper.take(line)
         keeper.tick()
+        if time.monotonic() >= speak_at:
+            say({"alive": True})
+            speak_at = time.monotonic() + keeper.leases.renew_s
         lines = []
         if keeper.is_over:
             break

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from typing import IO, Any
 
@@ -22,6 +22,13 @@ log = structlog.get_logger()
 
 #: How long a keeper may take to sign its worker off, seconds.
 _STOP_S = 5.0
+
+#: A keeper is silent for a lease before it is replaced, but for no less than this, seconds: a Redis that hangs holds it
+#: up for 3 s.
+_LEAST_SILENCE_S = 10.0
+
+#: How long a worker tries to have a keeper, seconds.
+_ALONE_S = 60.0
 
 #: Seconds between the starts of two keepers: one that cannot run must not take the processor with it.
 _RESTART_S = 1.0
@@ -37,10 +44,15 @@ class Keeping:
     Attributes:
         lost: claims that this worker had and has no more: the job was cancelled, or is somebody else's. Replaced as a
             whole, never changed, because other threads read it.
+        on_alone: called in a thread when no keeper has said anything for a minute of starting them.
     """
 
     def __init__(self, setup: Setup, about: Callable[[], dict[str, Any]]) -> None:
         self.lost: frozenset[Claim] = frozenset()
+        self.on_alone: Callable[[], None] = lambda: None
+        self._quiet = 0
+        self._heard_at = 0.0
+        self._listen_s = max(setup.lease_s, _LEAST_SILENCE_S) / 4
         self._setup = setup
         self._about = about
         self._claims: dict[str, Claim] = {}
@@ -52,8 +64,14 @@ class Keeping:
     def start(self) -> None:
         """Start the keeper; the first heartbeat goes out when it is up."""
         with self._lock:
+            self._heard_at = time.monotonic()
             self._start()
             self._say()
+
+    @property
+    def is_heard(self) -> bool:
+        """False when the keeper has said nothing for half a lease: what is claimed then would be lost."""
+        return self._quiet < 2
 
     def hold(self, claims: Sequence[Claim]) -> None:
         """Keep the leases of more jobs."""
@@ -140,22 +158,69 @@ class Keeping:
             pass
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        since = time.monotonic()
+        since, silent = time.monotonic(), 0
+        buffer = b""
+        poll = select.poll()
         with _pipe(process.stdout) as pipe:
-            for line in pipe:
-                with suppress(ValueError):  # cut off by its end; the next one finds out the same
-                    lost = {Claim(job_id, fence) for job_id, fence in json.loads(line)["lost"]}
-                    with self._lock:
-                        self.lost = self.lost | (lost & set(self._claims.values()))
+            poll.register(pipe, select.POLLIN)
+            while True:
+                # Slices are counted, not seconds: after a call that kept Python's lock the lines are read first.
+                if not poll.poll(self._listen_s * 1000):
+                    silent += 1
+                    self._note_silence()
+                    if silent == 4:
+                        process.kill()
+                    continue
+                chunk = os.read(pipe.fileno(), 65536)
+                if not chunk:
+                    break
+                *lines, buffer = (buffer + chunk).split(b"\n")
+                for line in lines:
+                    if self._hear(line):
+                        silent = 0
         code = process.wait()
         _pipe(process.stdin).close()
         if not self._is_stopping:
             log.warning("keeper ended, starting it again", code=code)
-            time.sleep(max(0.0, since + _RESTART_S - time.monotonic()))
+            self._note_silence()
+        self._start_again(since)
+
+    def _note_silence(self) -> None:
+        self._quiet += 1
+        if self._quiet == 2:
+            log.error("keeper is silent", consequence="this worker takes no work until it is heard again")
+
+    def _hear(self, line: bytes) -> bool:
+        """Heed a line; return whether it is one."""
+        try:
+            said = json.loads(line)
+            lost = {Claim(job_id, fence) for job_id, fence in said.get("lost", ())}
+        except (ValueError, AttributeError):  # cut off by its end; the next one finds out the same
+            return False
         with self._lock:
-            if not self._is_stopping:
-                self._start()
-                self._say()
+            self.lost = self.lost | (lost & set(self._claims.values()))
+        self._quiet, self._heard_at = 0, time.monotonic()
+        return True
+
+    def _start_again(self, since: float) -> None:
+        is_told = False
+        while not self._is_stopping:
+            time.sleep(max(0.0, since + _RESTART_S - time.monotonic()))
+            since = time.monotonic()
+            if since - self._heard_at > _ALONE_S:
+                self.on_alone()
+            with self._lock:
+                if self._is_stopping:
+                    return
+                try:
+                    self._start()
+                    self._say()
+                    return
+                except OSError as err:  # no memory, or no process more
+                    if not is_told:
+                        log.error("keeper does not start", reason=str(err))
+                    is_told = True
+            self._note_silence()
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

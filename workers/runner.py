@@ -116,6 +116,8 @@ class JobRunner:
 
     def claim(self, wishes: Wishes) -> list[Claim]:
         """Ask for work; what comes is kept from then on, or given back by `hand_back`."""
+        if not self.keeping.is_heard:
+            return []
         self._is_claiming = True
         claims = self.queue.leases.claim(self.worker, wishes)
         if claims:

@@ -225,6 +225,18 @@ def test_a_keeper_that_hangs_holds_up_nobody_and_is_replaced(
     until(lambda: worker.keeper.pid != keeper.pid, "another keeper")
 
 
+def test_a_keeper_that_hangs_is_replaced_also_when_nothing_is_told_to_it(
+    queue: Queue, redis_url: str, start: Callable[..., Worker]
+) -> None:
+    worker = start(queue, redis_url)
+    keeper = worker.keeper
+    assert worker.do("is_heard")
+    keeper.suspend()
+    until(lambda: not worker.do("is_heard"), "the worker to notice")
+    until(lambda: worker.keeper.pid != keeper.pid, "another keeper")
+    until(lambda: worker.do("is_heard"), "the other one to be heard")
+
+
 @pytest.mark.parametrize("how", ["killed", "hanging"])
 def test_a_job_is_kept_through_an_absence_of_redis_that_is_longer_than_its_lease(
     own: OwnValkey, start: Callable[..., Worker], how: str

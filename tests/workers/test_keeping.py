@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import psutil
@@ -128,6 +129,24 @@ def test_a_keeper_that_cannot_run_is_not_started_all_the_time(
     until(lambda: len(starts) >= 3, "it to be started again and again")
     keeping.stop()
     assert starts[2] - starts[0] >= 0.9  # twice 0.5 s between starts, less what two clocks may differ by
+
+
+def test_a_keeper_that_cannot_be_started_any_more_is_tried_again_and_then_ends_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers.keeping, "_RESTART_S", 0.05)
+    monkeypatch.setattr(workers.keeping, "_ALONE_S", 0.5)
+    commands = [[sys.executable, "-S", "-c", "print('{\"alive\": true}')"]]
+    monkeypatch.setattr(workers.keeping, "command", lambda *_: commands.pop() if commands else ["/nowhere/at all"])
+    keeping = Keeping(Setup("", "worker", 0, 60, 20), dict)
+    alone = threading.Event()
+    keeping.on_alone = alone.set
+    keeping.start()
+    assert alone.wait(60)
+    assert not keeping.is_heard
+    commands.append([sys.executable, "-S", "-c", "print('{\"alive\": true}', flush=True); input(); input(); input()"])
+    until(lambda: keeping.is_heard, "the next keeper to be heard")
+    keeping.stop()
 
 
 def test_the_address_of_redis_is_on_no_command_line() -> None:
