@@ -29,12 +29,13 @@ up: install ## serve until Ctrl-C
 
 QUICK := $(BIN)/python -m pytest -m "not slow and not gpu"
 
-# Two halves beside each other: the models' tests compute on one core, the others mostly wait for processes.
+# Two halves beside each other: the first computes on one core, the other mostly waits for processes.
+HALF := tests/models tests/core tests/workers
 test: install ## the test suite; ARGS="tests/core -k name" runs a part
 ifeq ($(ARGS),)
-	@$(QUICK) tests/models >$(VENV)/models.log 2>&1 & half=$$!; trap 'kill $$half' INT TERM; \
-	$(QUICK) --ignore=tests/models; rest=$$?; \
-	wait $$half; models=$$?; cat $(VENV)/models.log; exit $$((rest | models))
+	@$(QUICK) $(HALF) >$(VENV)/half.log 2>&1 & half=$$!; trap 'kill $$half' INT TERM; \
+	$(QUICK) $(HALF:%=--ignore=%); rest=$$?; \
+	wait $$half; first=$$?; cat $(VENV)/half.log; exit $$((rest | first))
 else
 	@$(QUICK) $(ARGS)
 endif
