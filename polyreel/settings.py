@@ -91,6 +91,8 @@ class Settings(BaseSettings):
         scheduling: how a worker chooses between models.
         retention_s: how long a finished job and its files are kept, seconds.
         job_timeout_s: longest time that one attempt may run, seconds.
+        unavailable_after_s: how long a job waits for a worker that can load its model before one that cannot fails it,
+            seconds.
         resume_after_s: a job that is expected to take this long, or of which nobody knows how long it takes, runs alone
             and is saved on the way, so that another worker continues it after a crash, seconds; `.inf` saves none.
         resume_every: denoising steps between two such snapshots.
@@ -135,6 +137,7 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 2**20
     retention_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
     job_timeout_s: Annotated[int, Field(ge=1)] = 3600
+    unavailable_after_s: Annotated[float, Field(ge=0)] = 300.0
     resume_after_s: Annotated[float, Field(ge=0)] = 120.0
     resume_every: Annotated[int, Field(ge=1)] = 5
     drain_s: Annotated[float, Field(ge=0)] = 30.0

@@ -58,6 +58,7 @@ def _work(options: argparse.Namespace) -> int:
     from workers.batch_sizes import BatchSizes, device_name
     from workers.keeping import Keeping, setup_for
     from workers.memory import device_memory
+    from workers.offer import Offer
     from workers.residency import Residency
     from workers.runner import JobRunner
     from workers.self_check import UNFIT_EXIT
@@ -107,7 +108,7 @@ def _work(options: argparse.Namespace) -> int:
         return {
             "device": device,
             "memory_bytes": memory[1] if memory else None,
-            "models": [] if worker.is_draining else models(),
+            "models": [] if worker.is_draining else offer.served(),
             "loaded": residency.loaded,
             "loading": runner.loading,
             "capacity": settings.resident_models,
@@ -140,11 +141,16 @@ def _work(options: argparse.Namespace) -> int:
     attempts = runner.attempts
     swap_s: dict[str, float] = {}
 
-    def models() -> list[str]:
-        return [model for model in settings.catalogue.models if model not in attempts.unavailable]
+    offer = Offer(
+        reports.client,
+        name,
+        list(settings.catalogue.models),
+        lambda: attempts.unavailable,
+        settings.unavailable_after_s,
+    )
 
     def claim() -> list[Claim]:
-        wishes = Wishes(models(), residency.loaded, runner.held_s, swap_s, batch_sizes.limits())
+        wishes = Wishes(offer.wanted(), residency.loaded, runner.held_s, swap_s, batch_sizes.limits())
         return runner.claim(wishes)
 
     def run(claims: Sequence[Claim]) -> None:
@@ -179,7 +185,7 @@ def _work(options: argparse.Namespace) -> int:
         attempts.unavailable |= {model: trouble for model, trouble in residency.load_pinned().items() if trouble}
         keeping.refresh()
         sweeper.start()
-        log.info("worker ready", device=device, models=models())
+        log.info("worker ready", device=device, models=offer.served())
         worker.work(logging_level=None)
         runner.finish()
     finally:

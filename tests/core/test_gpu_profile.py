@@ -45,7 +45,8 @@ def test_every_dialect_can_use_the_profile(profile: str) -> None:
     settings = load_settings(profile).settings
     for name, dialect in dialects().items():
         dialect.check(settings.catalogue, dialect.settings.model_validate(settings.dialects.get(name, {})))
-        assert settings.catalogue.public_names(name), f"{name} serves nothing"
+        if dialect.example is not None:  # one without takes no jobs
+            assert settings.catalogue.public_names(name), f"{name} serves nothing"
 
 
 def test_the_team_serves_what_one_serves_alone() -> None:

@@ -66,7 +66,7 @@ def start(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
         with (tmp_path / "worker.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *program, *flags],
-                env={**os.environ, "REDIS_URL": redis_url},
+                env={**os.environ, "REDIS_URL": redis_url, "POLYREEL_UNAVAILABLE_AFTER_S": "0"},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
