@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 import redis
 
 from polyreel.errors import QueueUnavailable
-from polyreel.job import JobStatus
 from polyreel.records import ending_terms
 from polyreel.scripts import arguments, script
 from server.gate import Gate
 
 #: How long a waiter counts, and how often it says that it is there, seconds.
 _COUNTS_S, _AGAIN_S = 30.0, 10.0
+
+#: What `stay` says of a job that was cancelled because all who waited for it had gone; not of one that its owner ended.
+LEFT = "left"
 
 
 class Waiters:
@@ -39,7 +41,11 @@ class Waiters:
         self._leave = script(client, "leave")
 
     async def stay(self, job_id: str, name: str, for_s: float) -> str:
-        """Let a waiter count for `for_s` seconds from now; return the job's status, "" when there is no such job."""
+        """Let a waiter count for `for_s` seconds from now.
+
+        Returns:
+            The job's status, "" when there is no such job, or `LEFT`.
+        """
         terms = {"id": job_id, "waiter": name, "for_s": for_s}
         return str(await self._gate.in_thread(self._stay, args=arguments(terms)))
 
@@ -63,18 +69,18 @@ class Waiter:
     _name: str = field(default_factory=lambda: uuid.uuid4().hex)
     _said_at: float | None = None
 
-    async def stay(self) -> JobStatus | None:
+    async def stay(self) -> bool:
         """Say that this client waits, when it is time to say so.
 
         Returns:
-            The job's status when this was said; None when there is no such job, or nothing was to be said yet.
+            False when this came too late: all who waited before had gone, and the job was cancelled for that.
         """
         now = time.monotonic()
         if self._said_at is not None and now - self._said_at < _AGAIN_S:
-            return None
-        status = await self.waiters.stay(self.job_id, self._name, _COUNTS_S)
+            return True
+        said = await self.waiters.stay(self.job_id, self._name, _COUNTS_S)
         self._said_at = now
-        return JobStatus(status) if status else None
+        return said != LEFT
 
     async def leave(self) -> str:
         """Cancel the job, unless somebody else waits for it or it cannot be cancelled any more."""

@@ -160,15 +160,16 @@ local function finish(id, status, fence, t, retention_s, rq)
   end
 end
 
--- End a job that has not begun to be stored. Returns what it is now, see cancel.lua.
-local function cancel(id, terms)
+-- End a job that has not begun to be stored, on somebody's word (`by`: '', or 'leave' for clients that have gone).
+-- Returns what it is now, see cancel.lua.
+local function cancel(id, terms, by)
   local r = redis.call('HMGET', job_key(id), 'status', 'claimable', 'finishing')
   if not r[1] then return '' end
   if is_over(r[1]) then return r[1] == 'cancelled' and 'was cancelled' or r[1] end
   local t, deadline = now(), redis.call('ZSCORE', 'polyreel:leases', id)
   -- Not the status, which never goes back: a second attempt may be denoising what a first one was about to store.
   if r[3] == '1' and r[2] == '0' and deadline and tonumber(deadline) > t then return 'finishing' end
-  finish(id, 'cancelled', '', t, terms.retention_s, terms.rq)
+  finish(id, 'cancelled', by, t, terms.retention_s, terms.rq)
   return 'cancelled'
 end
 

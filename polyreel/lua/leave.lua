@@ -5,4 +5,4 @@ local waiting = 'polyreel:waiting:' .. terms.id
 redis.call('ZREM', waiting, terms.waiter)
 redis.call('ZREMRANGEBYSCORE', waiting, '-inf', '(' .. seconds(now()))
 if redis.call('ZCARD', waiting) > 0 then return 'awaited' end
-return cancel(terms.id, terms)
+return cancel(terms.id, terms, 'leave')

@@ -34,7 +34,6 @@ from polyreel.errors import (
     UnknownModel,
     UnknownRoute,
 )
-from polyreel.job import JobStatus
 from polyreel.records import StoredJob
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
 from polyreel.terms import Terms
@@ -326,9 +325,9 @@ async def _generate(
         else:
             stored = await submit()
         waiter = Waiter(shared.waiters, stored.job.id)
-        # Whoever waited for a shared job may leave it, and so cancel it, before this request is counted.
-        has_ended = stored.job.status.is_terminal or await waiter.stay() is not JobStatus.CANCELLED
-        if has_ended or not is_cached:
+        # Whoever waited for a shared job may leave it, and so cancel it, before this request is counted. One that its
+        # owner has cancelled stays cancelled.
+        if stored.job.status.is_terminal or await waiter.stay() or not is_cached:
             break
     if terms.idempotency_key:
         await shared.waiters.promise(stored.job.id)
