@@ -171,6 +171,7 @@ def _work(options: argparse.Namespace) -> int:
         jobs=runner.jobs,
         on_drain=keeping.refresh,
         drain_s=settings.drain_s,
+        stop=runner.stop,
     )
 
     def alone() -> None:
@@ -189,8 +190,8 @@ def _work(options: argparse.Namespace) -> int:
         worker.work(logging_level=None)
         runner.finish()
     finally:
-        sweeper.stop()
         runner.hand_back()  # what a second signal cut off between two jobs
+        sweeper.stop()
         keeping.stop()
     return UNFIT_EXIT if attempts.fitness.unfit else 0
 

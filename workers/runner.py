@@ -34,6 +34,7 @@ from workers.reports import Reports
 from workers.residency import Residency
 from workers.results import Results
 from workers.snapshots import JobSnapshots
+from workers.stop import Stop
 
 log = structlog.get_logger()
 
@@ -70,6 +71,7 @@ class JobRunner:
         loading: catalogue name of the model that was claimed for and may not be in memory yet, "" between calls.
         current: ids of the jobs in the pipeline, () between calls; told in the heartbeat, read from its thread.
         attempts: knows which models do not load, and whether this process may take another job.
+        stop: how far a stop of this process has come.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class JobRunner:
         self.attempts = Attempts(residency, batch_sizes)
         self.current: tuple[str, ...] = ()
         self.loading = ""
+        self.stop = Stop()
         self._reports = reports
         self._loaded_at = 0.0
         self._is_claiming = False
@@ -151,6 +154,9 @@ class JobRunner:
             self.hand_back()
             raise type(stop)() from None  # without the pipeline's frames, which RQ would print
         except Exception as err:  # a mistake of ours; counted, so that it does not go round for ever
+            if self.stop.is_forced:
+                self.hand_back()
+                raise SystemExit from None
             log.critical("jobs handed back", exc_info=err)
             for claim in claims:
                 if claim in self.keeping.claims:
@@ -169,6 +175,7 @@ class JobRunner:
 
     def hand_back(self) -> None:
         """Give back every job that this worker has, not counted as an attempt, and finish nothing more."""
+        self.stop.is_heeded = True
         self._finisher.give_up()
         if self._is_claiming:
             self._hold_what_was_claimed()
@@ -225,14 +232,17 @@ class JobRunner:
                 if good:
                     self._say_started(taken)
                     made = self.attempts.make_all(good, started, reports.step, timings, snapshots)
+            self._heed_stop()
         except (SystemExit, KeyboardInterrupt):
-            if snapshots:
-                snapshots.close(_LAST_SNAPSHOT_S)
+            self._save_last(snapshots)
             raise
         except Cancelled:
             self._end_dropped(taken, snapshots)
             return
         except Exception as err:
+            if self.stop.is_forced:
+                self._save_last(snapshots)
+                raise SystemExit from err
             self._end_all(taken, err, snapshots)
             return
         finally:
@@ -258,6 +268,16 @@ class JobRunner:
         if has_loaded:
             with suppress(QueueUnavailable), redis_errors():
                 self.queue.leases.learn_swap(taken[0][0].request.model, timings["load"])
+
+    def _heed_stop(self) -> None:
+        """Stop now if that was said and lost on the way: what has failed meanwhile may have failed because of it."""
+        if self.stop.is_forced:
+            raise SystemExit
+
+    def _save_last(self, snapshots: JobSnapshots | None) -> None:
+        self.stop.is_heeded = True
+        if snapshots:
+            snapshots.close(_LAST_SNAPSHOT_S)
 
     @contextmanager
     def _timed(self, taken: Sequence[Taken]) -> Iterator[None]:

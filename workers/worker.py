@@ -28,6 +28,7 @@ from rq.worker_registration import clean_worker_registry
 from polyreel.errors import QueueUnavailable
 from polyreel.leases import Claim
 from polyreel.records import redis_errors
+from workers.stop import Stop
 
 log = structlog.get_logger()
 
@@ -42,6 +43,9 @@ _RQ_BEAT_S = 15.0
 
 #: A second signal within so many seconds is an echo of the first: a terminal and a supervisor may both have sent it.
 _ECHO_S = 1.0
+
+#: Seconds between two signals of our own; more than an echo.
+_INSIST_S = _ECHO_S + 0.1
 
 
 class ModelWorker(SimpleWorker):
@@ -58,9 +62,11 @@ class ModelWorker(SimpleWorker):
     #: Called in a thread when this worker takes no further jobs.
     on_drain: Callable[[], None]
 
+    #: Who hands jobs back says in it that it does.
+    stop: Stop
+
     _shown: str | None = ""
     _asked_at = 0.0
-    _is_forced = False
 
     def procline(self, message: str) -> None:
         """Keep our own process title; RQ would write its state over it."""
@@ -163,20 +169,27 @@ class ModelWorker(SimpleWorker):
         """Give the jobs in progress `drain_s`, then stop as a second SIGTERM does: they are handed back."""
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
         self._asked_at = time.monotonic()
-        drain_s = max(_ECHO_S + 0.1, self.drain_s if self.jobs() else 0.0)
-        timer = threading.Timer(drain_s, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.daemon = True
-        timer.start()
+        drain_s = max(_INSIST_S, self.drain_s if self.jobs() else 0.0)
+        threading.Thread(target=self._insist, args=(drain_s,), name="drain", daemon=True).start()
+
+    def _insist(self, drain_s: float) -> None:
+        """Send the second SIGTERM when the time is up, and again while nobody heeds it or the operator's own."""
+        while time.monotonic() < self._asked_at + drain_s and not self.stop.is_forced:
+            time.sleep(0.05)
+        while not self.stop.is_heeded:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_INSIST_S)
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
-        """Stop now, once: our own timer and a supervisor may both say so, and the first is already giving jobs back.
+        """Stop now, until somebody heeds it: our own thread and a supervisor may both say so.
 
         Raises:
             SystemExit: in the main thread, wherever it is.
         """
-        if self._is_forced or time.monotonic() - self._asked_at < _ECHO_S:
+        if self.stop.is_heeded or time.monotonic() - self._asked_at < _ECHO_S:
             return
-        self._is_forced = True
+        self._asked_at = time.monotonic()
+        self.stop.is_forced = True
         raise SystemExit
 
     def _shutdown(self) -> None:
@@ -227,6 +240,7 @@ def make_worker(
     jobs: Callable[[], Sequence[str]] = tuple,
     on_drain: Callable[[], None] = lambda: None,
     drain_s: float = 30.0,
+    stop: Stop | None = None,
 ) -> ModelWorker:
     """Return a worker. Any: redis-py's generic client types differ between its sync flavours.
 
@@ -235,9 +249,10 @@ def make_worker(
         name: unique among live workers.
         models: catalogue names that it serves: RQ shows a queue for each.
         claim, run, jobs, on_drain, drain_s: see `ModelWorker`.
+        stop: of who runs the jobs; nobody heeds one that is made here.
     """
     queues = [RQQueue(model, connection=connection, serializer=JSONSerializer) for model in models]
     worker = ModelWorker(queues, connection=connection, name=name, serializer=JSONSerializer)
     worker.claim, worker.run, worker.jobs = claim, run, jobs
-    worker.on_drain, worker.drain_s = on_drain, drain_s
+    worker.on_drain, worker.drain_s, worker.stop = on_drain, drain_s, stop or Stop()
     return worker

@@ -40,6 +40,39 @@ def wait_for(file: Path) -> None:
         time.sleep(0.02)
 
 
+def in_a_destructor(file: Path) -> None:
+    """Wait where Python drops what is raised: the first stop is lost."""
+
+    class Waits:
+        def __del__(self) -> None:
+            wait_for(file)
+
+    Waits()
+    wait_for(file)
+
+
+def in_a_library_that_catches_all(file: Path) -> None:
+    """Wait where the first stop is caught."""
+    try:
+        wait_for(file)
+    except BaseException:
+        wait_for(file)
+
+
+def in_a_library_that_makes_another_error_of_it(file: Path) -> None:
+    try:
+        wait_for(file)
+    except BaseException as err:
+        raise ValueError("no such token") from err
+
+
+#: Where a step waits.
+WAITS = {
+    place.__name__: place
+    for place in (wait_for, in_a_destructor, in_a_library_that_catches_all, in_a_library_that_makes_another_error_of_it)
+}
+
+
 @dataclass(frozen=True)
 class HeldStorage(LocalStorage):
     """Stores nothing before a file is there."""
@@ -57,10 +90,11 @@ def main() -> None:
     parser.add_argument("--drain-s", type=float, default=30.0)
     parser.add_argument("--hold-storing", action="store_true")
     parser.add_argument("--stop-after-claim", action="store_true")
+    parser.add_argument("--wait", choices=WAITS, default="wait_for")
     options = parser.parse_args()
     configure_logs("debug", "worker")
     folder: Path = options.folder
-    family = Quick(after_step=lambda step: None if options.hold_storing else wait_for(folder / "go"))
+    family = Quick(after_step=lambda step: None if options.hold_storing else WAITS[options.wait](folder / "go"))
     workers.residency.families = lambda: {"quick": family}
     (folder / "checkpoint").mkdir(exist_ok=True)
     catalogue = Catalogue({MODEL: ServedModel(family="quick", checkpoint=str(folder / "checkpoint"))})
@@ -87,7 +121,7 @@ def main() -> None:
     wait_for_queue(reports.client)
     worker: ModelWorker = make_worker(
         rq_connection(options.url, patient=True), NAME, [MODEL],
-        claim=claim, run=run, jobs=runner.jobs, on_drain=on_drain, drain_s=options.drain_s,
+        claim=claim, run=run, jobs=runner.jobs, on_drain=on_drain, drain_s=options.drain_s, stop=runner.stop,
     )  # fmt: skip
     keeping.start()
     try:

@@ -35,6 +35,7 @@ from tests.core.jobs import MODEL, REQUEST, claim, queued
 from tests.families.quick import Quick
 from tests.workers.claims import read, take
 from tests.workers.conftest import OwnValkey
+from tests.workers.small_worker import WAITS
 from tests.workers.test_keeper import has_ended, until
 from workers.runner import JobRunner
 from workers.worker import make_worker
@@ -345,6 +346,20 @@ def test_a_job_that_is_not_done_in_time_is_handed_back_uncounted(
     assert queue.records.client.exists("polyreel:worker:small") == 0
 
 
+@pytest.mark.parametrize("where", [name for name in WAITS if name != "wait_for"])
+def test_a_stop_that_a_library_swallows_comes_again_until_the_job_is_handed_back(
+    queue: Queue, start: Callable[..., Process], where: str
+) -> None:
+    process = start("--drain-s", "0", "--wait", where)
+    job = queue.submit(queued()).job
+    until(lambda: read(queue, job).status is JobStatus.RUNNING, "the job to run")
+    process.popen.terminate()
+    assert process.popen.wait(60) == 0
+    back = queue.records.get(job.id)
+    assert back is not None
+    assert (back.claimable, back.job.attempts, back.job.status.is_terminal) == (True, 0, False)
+
+
 def test_a_stop_between_a_claim_and_its_run_hands_the_job_back(queue: Queue, start: Callable[..., Process]) -> None:
     process = start("--stop-after-claim", "--drain-s", "0")
     job = queue.submit(queued()).job
@@ -361,6 +376,9 @@ def test_a_stop_that_is_said_twice_cuts_off_nothing_the_second_time(connection: 
     worker._asked_at -= 1.1
     with pytest.raises(SystemExit):
         worker.request_force_stop(15, None)
+    worker.request_force_stop(15, None)  # an echo again
+    worker.stop.is_heeded = True
+    worker._asked_at -= 1.1
     worker.request_force_stop(15, None)
     worker.request_force_stop(2, None)
 
