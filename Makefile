@@ -43,6 +43,10 @@ endif
 test-slow: install ## what takes minutes by nature: full-size examples, foreign clients
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[clients]'
 	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+ifeq ($(ARGS),)
+	@# The tests for CUDA, tiny and on the CPU: else nobody without a GPU would see that a change has broken them.
+	@POLYREEL_GPU_TESTS_ON_CPU=1 $(BIN)/python -m pytest -q -m gpu tests/gpu
+endif
 
 test-gpu: install ## full-size models with random weights on CUDA, with a report of memory and speed
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

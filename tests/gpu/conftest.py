@@ -31,6 +31,7 @@ from tests.gpu import device
 from tests.gpu.checkpoints import Built
 from tests.gpu.report import Report
 from tests.gpu.served import SERVED, make_catalogue
+from tests.workers.claims import runner_for
 from workers.residency import Residency
 from workers.runner import JobRunner
 
@@ -135,6 +136,6 @@ def make_runner(queue: Queue, tmp_path: Path) -> Callable[[Residency], JobRunner
     """Return a factory of workers; their files go where the API of `make_api` looks for them."""
 
     def make(residency: Residency) -> JobRunner:
-        return JobRunner(queue, residency, LocalStorage(tmp_path / "results"), tmp_path / "scratch", "gpu-test")
+        return runner_for(queue, residency, LocalStorage(tmp_path / "results"), tmp_path / "scratch", "gpu-test")
 
     return make

@@ -15,6 +15,7 @@ from tests.conftest import KEY, Api
 from tests.gpu.device import ON_CPU
 from tests.gpu.served import SERVED, Size, make_catalogue
 from tests.live.decode import decode
+from tests.workers import claims
 from workers.residency import Residency
 from workers.runner import JobRunner
 
@@ -163,7 +164,7 @@ async def test_a_job_of_every_dialect_delivers_exactly_the_frames_and_the_size_t
         while not (waiting := api.records.open_ids()):  # noqa: ASYNC110 -- another process would say nothing either
             await anyio.sleep(0.01)
         ran.extend(waiting)
-        await anyio.to_thread.run_sync(runner.run, waiting[0])
+        await anyio.to_thread.run_sync(claims.run, runner)
 
     clip = decode(await CLIENTS[dialect](api, SERVED[model].names[dialect][0], size, 4, work))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from tests.core.jobs import queued
 from tests.gpu.device import SLACK_BYTES, allocated_bytes
 from tests.gpu.served import SERVED, SMALL, make_request
 from tests.live.decode import decode_zip
+from tests.workers import claims
+from tests.workers.claims import submit_and_run
 from workers.residency import Residency
 from workers.runner import JobRunner
 
@@ -27,24 +30,16 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900), pytest.mark.filterwarni
 MakeRunner = Callable[[Residency], JobRunner]
 
 
-def run(runner: JobRunner, queue: Queue, request: VideoRequest) -> VideoJob:
+def run(runner: JobRunner, request: VideoRequest) -> VideoJob:
     """Submit and run a job; return it as it ended."""
-    job = queue.submit(queued(request)).job
-    runner.run(job.id)
-    return ended(queue, job.id)
+    [job] = submit_and_run(runner, queued(request))
+    return job
 
 
-def ended(queue: Queue, job_id: str) -> VideoJob:
-    stored = queue.records.get(job_id)
-    assert stored is not None
-    return stored.job
-
-
-def frames(runner: JobRunner, job: VideoJob) -> np.ndarray:
-    """Return what a job delivered, as signed numbers."""
+def frames(job: VideoJob, folder: Path) -> np.ndarray:
+    """Return what a job delivered to the results of `make_runner`, as signed numbers."""
     assert job.status is JobStatus.SUCCEEDED, job.error_message
-    assert isinstance(runner.results.storage, LocalStorage)
-    return decode_zip(runner.results.storage.path(job.output_keys[0]).read_bytes()).astype(int)
+    return decode_zip(LocalStorage(folder / "results").path(job.outputs[0].key).read_bytes()).astype(int)
 
 
 @contextmanager
@@ -70,21 +65,20 @@ def counting_calls(model: LoadedModel, at_call: int, act: Callable[[], object]) 
 
 @pytest.mark.parametrize("name", SERVED)
 def test_a_job_that_is_cancelled_during_a_step_runs_no_other_and_leaves_nothing_behind(
-    residency: Residency, make_runner: MakeRunner, queue: Queue, name: str
+    residency: Residency, make_runner: MakeRunner, queue: Queue, tmp_path: Path, name: str
 ) -> None:
     runner = make_runner(residency)
-    before = frames(runner, run(runner, queue, make_request(name, SMALL)))
+    before = frames(run(runner, make_request(name, SMALL)), tmp_path)
     bytes_before = allocated_bytes()
 
     job = queue.submit(queued(make_request(name, SMALL, num_inference_steps=8, guidance_scale=1.0))).job
-    cancel = lambda: queue.records.advance(job.id, None, JobStatus.CANCELLED)  # noqa: E731
-    with counting_calls(residency.get(name), 3, cancel) as steps:
-        runner.run(job.id)
+    with counting_calls(residency.get(name), 3, lambda: queue.cancel(job.id)) as steps:
+        claims.run(runner)
 
-    assert ended(queue, job.id).status is JobStatus.CANCELLED
+    assert claims.read(queue, job).status is JobStatus.CANCELLED
     assert steps == [1, 2, 3]
     assert abs(allocated_bytes() - bytes_before) <= SLACK_BYTES
-    after = frames(runner, run(runner, queue, make_request(name, SMALL)))
+    after = frames(run(runner, make_request(name, SMALL)), tmp_path)
     assert np.abs(after - before).max() <= 2
 
 
@@ -99,7 +93,6 @@ def test_a_job_that_is_cancelled_during_a_step_runs_no_other_and_leaves_nothing_
 def test_alternating_jobs_of_two_models_take_no_more_memory_than_the_first_round(
     make_residency: Callable[..., Residency],
     make_runner: MakeRunner,
-    queue: Queue,
     pair: tuple[str, str],
     capacity: int,
     rounds: int,
@@ -109,7 +102,7 @@ def test_alternating_jobs_of_two_models_take_no_more_memory_than_the_first_round
     after_each = []
     for _ in range(rounds):
         for name in pair:
-            job = run(runner, queue, make_request(name, SMALL))
+            job = run(runner, make_request(name, SMALL))
             assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, "")
         after_each.append(allocated_bytes())
     assert len(residency.loaded) == capacity
