@@ -154,10 +154,19 @@ def describe_exit(code: int) -> str:
         return f"signal {-code}"
 
 
-def stop_together(children: Sequence[Child], is_hurried: Callable[[], bool]) -> None:
+def stop_together(
+    children: Sequence[Child],
+    is_hurried: Callable[[], bool],
+    before_kill: Callable[[Sequence[Child]], None] = lambda _deaf: None,
+) -> None:
     """SIGTERM to all at the same time; again after the longest `stop_s`, or when the operator hurries (a worker then
     hands its job back); SIGKILL 5 s later. Returns when all have ended, or 5 s after that: one that hangs in a driver
     dies when the driver lets go of it.
+
+    Args:
+        children: one group.
+        is_hurried: whether the operator has asked for the stop a second time.
+        before_kill: called with those that have to be killed.
     """
     began = time.monotonic()
     patience_s = max((child.stop_s for child in children), default=0.0)
@@ -167,8 +176,10 @@ def stop_together(children: Sequence[Child], is_hurried: Callable[[], bool]) -> 
         return waited_s >= _ECHO_S and (waited_s >= patience_s or is_hurried())
 
     _signal_and_wait(children, signal.SIGTERM, is_over)
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        _signal_and_wait(children, signum, _reaches(time.monotonic() + _HAND_BACK_S))
+    _signal_and_wait(children, signal.SIGTERM, _reaches(time.monotonic() + _HAND_BACK_S))
+    if deaf := [child for child in children if child.is_running]:
+        before_kill(deaf)
+        _signal_and_wait(deaf, signal.SIGKILL, _reaches(time.monotonic() + _HAND_BACK_S))
 
 
 def _reaches(deadline: float) -> Callable[[], bool]:

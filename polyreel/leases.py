@@ -127,9 +127,13 @@ class Leases:
         # Whoever reaps does so every quarter of a lease; a gap of more than two says that nobody could.
         return self._reaped({"gap_s": 2.2 * self.renew_s})
 
-    def expire_worker(self, worker: str) -> dict[str, str]:
-        """Take all jobs from a worker that is known to be dead; as `reap`."""
-        return self._reaped({"worker": worker})
+    def expire_worker(self, worker: str, *, counted: bool = True) -> dict[str, str]:
+        """Take all jobs from a worker that is known to be dead; as `reap`.
+
+        Args:
+            counted: False when it was told to stop and could not: that is no attempt. What it writes yet is refused.
+        """
+        return self._reaped({"worker": worker, "counted": counted})
 
     def _reaped(self, how: dict[str, object]) -> dict[str, str]:
         terms = ending_terms(self._retention_s, WORKER_DIED) | {"lease_s": self.lease_s} | how

@@ -165,35 +165,49 @@ class Supervisor:
                 "handed back and runs again at the next start. Stop again to hand it back now."
             )
         for children in (self._workers, self._others):
-            stop_together(children, lambda: self._hurried)
+            stop_together(children, lambda: self._hurried, self._hand_back_for)
             for child in children:
                 if child.is_running:
                     self._say(f"{child.name} does not end, not even by SIGKILL; it hangs in the kernel.")
                 elif child.exit_code is not None:
                     self._give_up_leases(child, child.exit_code)
-            deadline = time.monotonic() + _NOTICES_S
-            for notice in self._notices:
-                notice.join(max(0.0, deadline - time.monotonic()))
+            self._wait_for_notices()
         if self._broker:
             self._broker.stop()
 
     def _give_up_leases(self, child: Child, code: int) -> None:
-        """Let the jobs of a worker that did not end well run elsewhere now, and not when their leases have run out.
+        """Let the jobs of a worker that did not end well run elsewhere now, and not when their leases have run out."""
+        if code != 0:
+            self._notify(child, counted=True)
+
+    def _hand_back_for(self, deaf: Sequence[Child]) -> None:
+        """Hand back the jobs of workers that do not: one in a native call hears no signal, and made no attempt."""
+        for child in deaf:
+            self._notify(child, counted=False)
+        self._wait_for_notices()
+
+    def _notify(self, child: Child, *, counted: bool) -> None:
+        """Tell the queue that a worker has gone.
 
         In a thread: a Redis that hangs must not keep the other children from being watched.
         """
-        if child.worker is None or code == 0:
+        if child.worker is None:
             return
         url = self.settings.redis_url.get_secret_value() if self.settings.redis_url else self._environment["REDIS_URL"]
-        arguments = (url, child.name, child.worker)
+        arguments = (url, child.name, child.worker, counted)
         self._notices = [notice for notice in self._notices if notice.is_alive()]
         self._notices.append(threading.Thread(target=self._expire, args=arguments, name="notice", daemon=True))
         self._notices[-1].start()
 
-    def _expire(self, url: str, name: str, worker: str) -> None:
+    def _wait_for_notices(self) -> None:
+        deadline = time.monotonic() + _NOTICES_S
+        for notice in self._notices:
+            notice.join(max(0.0, deadline - time.monotonic()))
+
+    def _expire(self, url: str, name: str, worker: str, counted: bool) -> None:
         try:
             with connect(url, patient=False) as client:
-                jobs = Leases(client, retention_s=self.settings.retention_s).expire_worker(worker)
+                jobs = Leases(client, retention_s=self.settings.retention_s).expire_worker(worker, counted=counted)
         except Exception as err:  # whatever it is, the leases run out by themselves
             self._say(f"{name}: its jobs wait until their leases run out, the queue cannot be told ({err!r})")
             return

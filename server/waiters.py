@@ -20,8 +20,9 @@ from polyreel.records import ending_terms
 from polyreel.scripts import arguments, script
 from server.gate import Gate
 
-#: How long a waiter counts, and how often it says that it is there, seconds.
-_COUNTS_S, _AGAIN_S = 30.0, 10.0
+#: How long a waiter counts, and how often it says that it is there, seconds. The first is longer than one can have been
+#: silent who is still patient with a Redis that was away (`server.synchronous`).
+_COUNTS_S, _AGAIN_S = 60.0, 10.0
 
 #: What `stay` says of a job that was cancelled because all who waited for it had gone; not of one that its owner ended.
 LEFT = "left"

@@ -190,6 +190,7 @@ def _work(options: argparse.Namespace) -> int:
         worker.work(logging_level=None)
         runner.finish()
     finally:
+        runner.stop.is_heeded = True
         runner.hand_back()  # what a second signal cut off between two jobs
         sweeper.stop()
         keeping.stop()

@@ -81,12 +81,14 @@ class State:
         claims: job id and fence of every job that it has.
         timed: those whose time is limited, with the seconds that are left of it; when one's is up, it fails and the
             worker ends.
+        is_handing_back: it was told to stop; what it does not give back itself is no attempt either.
         is_stopping: it signs off, and waits for its keeper to do so.
     """
 
     about: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     claims: list[tuple[str, int]] = field(default_factory=list)
     timed: list[tuple[str, int, float]] = field(default_factory=list)
+    is_handing_back: bool = False
     is_stopping: bool = False
 
     def to_line(self) -> bytes:
@@ -196,12 +198,15 @@ class Keeper:
         self.is_over = True  # one that hangs in the kernel does not die yet, and its other jobs must not wait for that
         os.kill(self.setup.parent, signal.SIGKILL)  # nothing gentler reaches a process that does not run Python
 
+    def _expire(self) -> dict[str, str]:
+        return self.leases.expire_worker(self.setup.worker, counted=not self.state.is_handing_back)
+
     def farewell(self) -> None:
         """Say that the worker has gone; what it has not given back itself, others may have at once."""
         deadline = time.monotonic() + _FAREWELL_S
         while True:
             try:
-                for job_id, status in self.leases.expire_worker(self.setup.worker).items():
+                for job_id, status in self._expire().items():
                     log.warning("job taken from a dead worker", job_id=job_id, status=status)
                 return
             except Exception as err:

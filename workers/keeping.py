@@ -60,6 +60,7 @@ class Keeping:
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
+        self._is_handing_back = False
 
     def start(self) -> None:
         """Start the keeper; the first heartbeat goes out when it is up."""
@@ -106,6 +107,12 @@ class Keeping:
         with self._lock:
             self._say()
 
+    def hand_back(self) -> None:
+        """Say that this worker gives its jobs back; what it has when it ends is not counted as an attempt."""
+        with self._lock:
+            self._is_handing_back = True
+            self._say()
+
     @property
     def claims(self) -> list[Claim]:
         """Every job that this worker has."""
@@ -146,7 +153,7 @@ class Keeping:
         claims = [(claim.job_id, claim.fence) for claim in self._claims.values()]
         now = time.monotonic()
         timed = [(claim.job_id, claim.fence, max(0.0, until - now)) for claim, until in self._deadlines.items()]
-        self._write(State(self._about(), claims, timed, is_stopping).to_line())
+        self._write(State(self._about(), claims, timed, self._is_handing_back, is_stopping).to_line())
 
     def _write(self, line: bytes) -> None:
         """Send a line; never waits, because a step of the pipeline may stand behind it."""

@@ -151,6 +151,7 @@ class JobRunner:
                 with structlog.contextvars.bound_contextvars(model=taken[0][0].request.model, **_named(taken)):
                     self._run(taken, limit)
         except (SystemExit, KeyboardInterrupt) as stop:
+            self.stop.is_heeded = True  # here, and not only in the call: another signal may come at its first line
             self.hand_back()
             raise type(stop)() from None  # without the pipeline's frames, which RQ would print
         except Exception as err:  # a mistake of ours; counted, so that it does not go round for ever
@@ -170,17 +171,28 @@ class JobRunner:
         try:
             self._finisher.wait()
         except (SystemExit, KeyboardInterrupt):
+            self.stop.is_heeded = True
             self.hand_back()
             raise
 
     def hand_back(self) -> None:
-        """Give back every job that this worker has, not counted as an attempt, and finish nothing more."""
+        """Give back every job that this worker has, not counted as an attempt, and finish nothing more.
+
+        What Redis does not take soon, the keeper gives back when this process has gone.
+        """
         self.stop.is_heeded = True
+        self.keeping.hand_back()
         self._finisher.give_up()
         if self._is_claiming:
             self._hold_what_was_claimed()
         for claim in self.keeping.claims:
-            self._release(claim, counted=False)
+            try:
+                with redis_errors():
+                    self._reports.release(claim.job_id, claim.fence, counted=False)
+            except QueueUnavailable as err:
+                log.warning("jobs not handed back yet", reason=err.message)
+                return
+            self.keeping.let_go(claim)
             log.info("job handed back", job_id=claim.job_id)
 
     def _hold_what_was_claimed(self) -> None:
@@ -200,6 +212,7 @@ class JobRunner:
             self._drop(claim, "the queue stayed away")
             return None
         except Exception as err:  # a record that no version of ours wrote
+            self._heed_stop()
             log.error("job failed", job_id=claim.job_id, code="unreadable", exc_info=err)
             with suppress(QueueUnavailable), redis_errors():
                 message = "The record of this job cannot be read; submit it again."
@@ -234,6 +247,7 @@ class JobRunner:
                     made = self.attempts.make_all(good, started, reports.step, timings, snapshots)
             self._heed_stop()
         except (SystemExit, KeyboardInterrupt):
+            self.stop.is_heeded = True
             self._save_last(snapshots)
             raise
         except Cancelled:

@@ -41,11 +41,11 @@ _LONGEST_PAUSE_S = 5.0
 #: Seconds between two heartbeats of RQ's own, for `rq info`.
 _RQ_BEAT_S = 15.0
 
+#: How long signing off from RQ may take, seconds; whoever did not is forgotten by the next worker that cleans up.
+_SIGN_OFF_S = 2.0
+
 #: A second signal within so many seconds is an echo of the first: a terminal and a supervisor may both have sent it.
 _ECHO_S = 1.0
-
-#: Seconds between two signals of our own; more than an echo.
-_INSIST_S = _ECHO_S + 0.1
 
 
 class ModelWorker(SimpleWorker):
@@ -157,28 +157,40 @@ class ModelWorker(SimpleWorker):
             super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
 
     def teardown(self) -> None:
-        """Sign off from RQ."""
-        with suppress(RedisError):
-            super().teardown()  # type: ignore[no-untyped-call]
+        """Sign off from RQ; no longer than a moment, because a Redis that is away must not hold up a stop."""
+
+        def sign_off() -> None:
+            with suppress(RedisError):
+                super(ModelWorker, self).teardown()  # type: ignore[no-untyped-call]
+
+        thread = threading.Thread(target=sign_off, name="sign-off", daemon=True)
+        thread.start()
+        thread.join(_SIGN_OFF_S)
 
     def kill_horse(self, *_: Any, **__: Any) -> None:
         """Do nothing: RQ would kill the process group of its child, and this worker has none, so its own."""
         log.warning("stop-job command ignored", reason="this server's jobs are cancelled through its API")
 
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Take the first signal; another of the same moment is its echo, also when it cuts this off."""
+        self._asked_at = time.monotonic()
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
     def handle_warm_shutdown_request(self) -> None:
         """Give the jobs in progress `drain_s`, then stop as a second SIGTERM does: they are handed back."""
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
-        self._asked_at = time.monotonic()
-        drain_s = max(_INSIST_S, self.drain_s if self.jobs() else 0.0)
-        threading.Thread(target=self._insist, args=(drain_s,), name="drain", daemon=True).start()
+        threading.Thread(target=self._insist, name="drain", daemon=True).start()
 
-    def _insist(self, drain_s: float) -> None:
+    def _insist(self) -> None:
         """Send the second SIGTERM when the time is up, and again while nobody heeds it or the operator's own."""
-        while time.monotonic() < self._asked_at + drain_s and not self.stop.is_forced:
-            time.sleep(0.05)
+        until = time.monotonic() + self.drain_s
         while not self.stop.is_heeded:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(_INSIST_S)
+            now = time.monotonic()
+            # Asked again and again: the signal may have come in the middle of a claim, before its job was known.
+            is_up = now >= until or self.stop.is_forced or not self.jobs()
+            if is_up and now - self._asked_at >= _ECHO_S:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         """Stop now, until somebody heeds it: our own thread and a supervisor may both say so.

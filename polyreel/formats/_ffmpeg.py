@@ -242,9 +242,9 @@ def _run(command: list[str], frames: Iterable[bytes | memoryview], stderr: IO[by
 
 
 def _start(command: list[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    # Ctrl-C is for the worker, which finishes its files first. A child inherits what its thread blocks; in a group of
-    # its own it would not hear Ctrl-C either, but outlive who kills the worker's group.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Ctrl-C, and a SIGTERM to all of a service, are for the worker, which finishes its files first. A child inherits
+    # what its thread blocks; in a group of its own it would not hear them either, but outlive who kills the worker's.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
     except OSError as err:

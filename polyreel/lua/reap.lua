@@ -1,5 +1,5 @@
 -- Take jobs from those whose lease has run out, or from one worker that is known to be dead (`terms.worker`).
--- Returns {id, "queued" or "failed", ...}.
+-- Returns {id, "queued" or "failed", ...}. With `terms.counted` false no attempt is charged.
 local terms = cjson.decode(ARGV[1])
 local t, said, due = now(), {}, nil
 if terms.worker then
@@ -32,7 +32,8 @@ for _, id in ipairs(due) do
   if not r[1] or is_over(r[1]) or r[2] == '1' then redis.call('ZREM', 'polyreel:leases', id)
   else
     said[#said + 1] = id
-    said[#said + 1] = hand_back(id, true, t, terms)
+    said[#said + 1] = hand_back(id, terms.counted ~= false, t, terms)
+    if terms.counted == false then redis.call('HDEL', job_key(id), 'execution') end -- see release.lua
   end
 end
 return said

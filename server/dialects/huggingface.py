@@ -329,6 +329,9 @@ async def _generate(
         # owner has cancelled stays cancelled.
         if stored.job.status.is_terminal or await waiter.stay() or not is_cached:
             break
+        if promised is not None:  # it was left all the same; this is a request like any other now
+            await cache.forget_promise(key)
+            promised = None
     if terms.idempotency_key:
         await shared.waiters.promise(stored.job.id)
     is_hit = promised is None and stored.job.status.is_terminal
@@ -344,7 +347,7 @@ async def _generate(
             stored,
             owner,
             settings.wait_s,
-            cancel_when_client_leaves=settings.cancel_when_client_leaves,
+            cancel_when_client_leaves=settings.cancel_when_client_leaves and not terms.idempotency_key,
             waiter=waiter,
         )
     except JobFailed:

@@ -274,7 +274,7 @@ async def generate(request: Request) -> Response:
             stored,
             owner,
             settings.wait_s,
-            cancel_when_client_leaves=settings.cancel_when_client_leaves,
+            cancel_when_client_leaves=settings.cancel_when_client_leaves and not terms.idempotency_key,
         )
     if wire.inputs.return_base64 is False:
         return JSONResponse(to_wire(stored, _links(shared, request, stored.job)))

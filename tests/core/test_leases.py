@@ -250,6 +250,20 @@ def test_the_jobs_of_a_worker_that_is_known_to_be_dead_are_taken_at_once_and_no_
     assert (client.exists("polyreel:worker:dead"), client.hgetall("polyreel:residents")) == (0, {})
 
 
+def test_a_worker_that_had_to_be_killed_at_a_stop_made_no_attempt_and_gets_its_job_back_by_nothing(
+    queue: Queue,
+) -> None:
+    job = submit(queue)
+    for fence in range(1, 6):  # deployments; the jobs of three dead workers would have failed
+        [taken] = claim(queue, "deaf")
+        assert taken == Claim(job, fence)
+        assert queue.leases.expire_worker("deaf", counted=False) == {job: "queued"}
+        assert queue.leases.expire_worker("deaf") == {}, "what its keeper says when it is dead"
+        assert queue.leases.renew("deaf", [taken]) == ["lost"]
+        assert not queue.records.advance(job, fence, JobStatus.RUNNING, "deaf")
+    assert (read(queue, job).claimable, read(queue, job).job.attempts) == (True, 0)
+
+
 def test_a_job_whose_third_worker_died_fails(queue: Queue) -> None:
     job = submit(queue)
     for attempt in (1, 2, 3):

@@ -236,6 +236,23 @@ def test_a_stop_reaches_all_workers_at_once_then_the_api_and_ends_also_who_does_
         one.until(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
 
 
+def test_the_job_of_a_worker_that_has_to_be_killed_at_a_stop_is_handed_back_and_was_no_attempt(
+    supervised: Callable[..., Supervised], redis_url: str
+) -> None:
+    queue = Queue(redis_url, retention_s=60, max_open=10, job_timeout_s=60, patient=False, lease_s=3600)
+    one = supervised(gpu0="deaf")
+    one.until_all_run("gpu0")
+    job_id = queue.submit(queued()).job.id
+    worker = one.lives("gpu0")[0]["arguments"][2]
+    assert len(queue.leases.claim(worker, Wishes(models=["ltx-tiny"]))) == 1
+    one.process.terminate()
+    assert one.process.wait(60) == 0
+    stored = queue.records.get(job_id)
+    assert stored is not None
+    assert (stored.claimable, stored.job.attempts) == (True, 0)
+    assert f"polyreel worker: worker: its job {job_id} is queued" in one.said()
+
+
 def test_a_second_stop_is_passed_on_at_once_to_all(supervised: Callable[..., Supervised]) -> None:
     one = supervised(drain_s=3600, gpu0="busy", gpu1="busy")
     one.until_all_run("gpu0", "gpu1")

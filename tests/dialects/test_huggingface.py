@@ -501,7 +501,11 @@ async def test_identical_requests_in_flight_share_one_run(api: Api) -> None:
         answers.append((await ask(api)).content)
 
     async def end() -> None:
-        await anyio.sleep(0.5)
+        with anyio.fail_after(30):
+            while not (ids := api.records.open_ids()):  # noqa: ASYNC110 Redis sets no event
+                await anyio.sleep(0.01)
+            while api.records.client.zcard(f"polyreel:waiting:{ids[0]}") < 5:  # noqa: ASYNC110 likewise
+                await anyio.sleep(0.01)
         [job_id] = api.records.open_ids()
         api.finish(job_id, b"one run")
 

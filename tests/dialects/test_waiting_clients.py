@@ -125,8 +125,9 @@ async def test_a_running_job_ends_too_when_its_client_hangs_up(
 
 @pytest.mark.parametrize(("setting", "cancelled"), [(True, 25), (False, 0)])
 async def test_of_fifty_clients_half_hang_up_and_no_task_is_left(
-    make_api: Callable[..., Api], setting: bool, cancelled: int
+    make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch, setting: bool, cancelled: int
 ) -> None:
+    monkeypatch.setattr("server.gate.BUDGET_S", 30.0)  # all of them and this test share one processor
     api = api_with(make_api, cancel_when_client_leaves=setting)
     clients = [Client(api, LTX, {"inputs": f"cat {n}"}) for n in range(50)]
     before = asyncio.all_tasks()
@@ -231,6 +232,62 @@ async def test_a_job_that_its_owner_cancels_before_its_client_is_counted_stays_c
         await client.run()
     assert (client.status, json.loads(client.answer)["error"]) == (500, "The job was cancelled.")
     assert api.records.open_ids() == []
+
+
+async def unpromised(_waiters: waiters.Waiters, _job_id: str) -> None:
+    """Stand for a promise that Redis did not take."""
+
+
+async def test_a_promised_job_that_was_left_all_the_same_is_made_anew_for_who_comes_back(
+    make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = make_api(dialects={"huggingface": {"wait_for_model": False}})
+    waits = ("false", "true", "true")
+    told, leaving, back = (Client(api, LTX, {"inputs": "a cat"}, X_Wait_For_Model=wait) for wait in waits)
+    really, seen = waiters.Waiter.stay, set[str]()
+
+    async def stay(waiter: waiters.Waiter) -> bool:
+        if waiter._name not in seen:
+            seen.add(waiter._name)
+            if len(seen) == 3:
+                leaving.has_left.set()
+                while leaving.status == 0:  # noqa: ASYNC110 set by the app's own call
+                    await anyio.sleep(0.01)
+        return await really(waiter)
+
+    monkeypatch.setattr(waiters.Waiters, "promise", unpromised)
+    monkeypatch.setattr(waiters.Waiter, "stay", stay)
+    with anyio.fail_after(30):
+        await told.run()
+        [job_id] = api.records.open_ids()
+        api.records.client.delete(f"polyreel:waiting:{job_id}")  # as when its time is over
+        async with anyio.create_task_group() as group:
+            group.start_soon(leaving.run)
+            await counted(api, job_id, 1)
+            group.start_soon(back.run)
+            while status_of(api, job_id) != "cancelled":  # noqa: ASYNC110 Redis sets no event
+                await anyio.sleep(0.01)
+            [again] = await jobs(api, 1)
+            api.finish(again, b"made for who came back")
+    assert (told.status, leaving.status) == (503, 499)
+    assert (back.status, back.answer) == (200, b"made for who came back")
+
+
+@every_holder
+async def test_a_job_with_an_idempotency_key_goes_on_also_when_it_could_not_be_promised(
+    make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch, name: str, path: str, body: Any
+) -> None:
+    """The key would name a cancelled job for a day."""
+    api = api_with(make_api)
+    monkeypatch.setattr(waiters.Waiters, "promise", unpromised)
+    gone = Client(api, path, body("a cat"), Idempotency_Key="mine")
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(gone.run)
+            [job_id] = await jobs(api, 1)
+            await counted(api, job_id, 1)
+            gone.has_left.set()
+    assert status_of(api, job_id) == "queued"
 
 
 @every_holder

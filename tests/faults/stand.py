@@ -88,7 +88,7 @@ class Stand:
             for part in parts:
                 part.start()
             for part in parts:
-                self._wait_for(part)
+                self.wait_for(part)
             yield
         finally:
             for part in parts:
@@ -130,7 +130,7 @@ class Stand:
         for part in parts:
             part.start()
         for part in parts:
-            self._wait_for(part)
+            self.wait_for(part)
 
     def tend(self) -> None:
         """Start again what has died, as a supervisor would, without waiting for it."""
@@ -145,9 +145,9 @@ class Stand:
         was_running = [part for part in [*self.apis, *self.workers] if part.is_running]
         self.tend()
         for parts in (self.apis, self.workers):
-            self._wait_for(next((part for part in was_running if part in parts), parts[0]))
+            self.wait_for(next((part for part in was_running if part in parts), parts[0]))
 
-    def _wait_for(self, part: Part) -> None:
+    def wait_for(self, part: Part) -> None:
         def serves() -> bool:
             if not part.is_running:
                 raise Gone(f"{part.name} has ended:\n{part.log.read_text()[-2000:]}")

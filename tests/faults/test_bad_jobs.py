@@ -44,6 +44,7 @@ def test_a_job_that_is_made_into_a_file_while_poison_runs_is_not_counted_against
     # With one worker that encodes a job while the next one kills it, both have lost an attempt; were they run the same
     # way again, the innocent one would have had its three attempts as well.
     spare = whole.workers[1]
+    whole.wait_for(spare)  # the test before may have just started it
     assert spare.stop() == 0
     whole.workers[0].signal(signal.SIGSTOP)
     innocent = Ask("innocent", "modelslab", headers={"X-Polyreel-Exact": "true"})

@@ -277,14 +277,15 @@ def test_every_format_kills_an_encoder_that_hangs(name, monkeypatch, tmp_path):
         encode(formats()[name], still(2), tmp_path)
 
 
-def test_an_encoder_does_not_hear_the_ctrl_c_of_its_worker(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "the end of a service"])
+def test_an_encoder_does_not_hear_what_stops_its_worker(tmp_path, signum):
     program = """if True:
         import signal, sys, time
         from fractions import Fraction
         from pathlib import Path
         from polyreel.formats import _ffmpeg
 
-        signal.signal(signal.SIGINT, lambda *_: print("heard", flush=True))
+        signal.signal(int(sys.argv[2]), lambda *_: print("heard", flush=True))
 
         def frames():
             yield bytes(64 * 64 * 3)
@@ -297,14 +298,14 @@ def test_an_encoder_does_not_hear_the_ctrl_c_of_its_worker(tmp_path):
     """
     video = tmp_path / "video.mp4"
     worker = subprocess.Popen(
-        [sys.executable, "-c", program, str(video)],
+        [sys.executable, "-c", program, str(video), str(int(signum))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     assert worker.stdout.readline() == "began\n"
-    os.killpg(worker.pid, signal.SIGINT)
+    os.killpg(worker.pid, signum)
     assert worker.stdout.readline() == "heard\n"
     worker.communicate("go on\n", timeout=60)
 

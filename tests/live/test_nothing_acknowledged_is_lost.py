@@ -93,14 +93,14 @@ def test_processes_show_their_names_in_ps(server: LiveServer) -> None:
 
 def test_a_job_whose_worker_is_killed_runs_again_and_ends_well(server: LiveServer) -> None:
     job_id = submit(server)
-    until(running(server, job_id), 30)
+    until(running(server, job_id), 90)
     child(server, "polyreel worker").send_signal(signal.SIGKILL)
     until(ended_well(server, job_id), 90)
 
 
 def test_a_running_and_a_queued_job_survive_the_death_of_the_queue_server(server: LiveServer) -> None:
     first, second = submit(server), submit(server, num_inference_steps=2)
-    until(running(server, first), 30)
+    until(running(server, first), 90)
     child(server, "valkey").send_signal(signal.SIGKILL)
     until(ended_well(server, first), 90)
     until(ended_well(server, second), 30)
@@ -143,7 +143,7 @@ def test_a_second_stop_hands_the_job_back_at_once_and_without_a_traceback(tmp_pa
     server = start_live_server(state, tmp_path / "up.log")
     job_id = submit(server, num_inference_steps=50, num_frames=25)
     queued = [submit(server) for _ in range(3)]
-    until(running(server, job_id), 30)
+    until(running(server, job_id), 90)
     server.process.send_signal(signal.SIGINT)
     time.sleep(1.5)
     began = time.monotonic()

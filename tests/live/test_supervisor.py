@@ -71,6 +71,7 @@ def server(broker: EmbeddedBroker, folder: Path) -> Iterator[LiveServer]:
         PATH=f"{folder / 'bin'}:{os.environ['PATH']}",
         POLYREEL_DEVICE="auto",
         POLYREEL_DRAIN_S=str(DRAIN_S),
+        POLYREEL_SCHEDULING__GRACE_SWAPS="0",  # else the second leaves both jobs to the one that loads their model
         SPT_NOENV="1",  # a process that sets its title overwrites what the kernel shows of its environment
     )
     yield server

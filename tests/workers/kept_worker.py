@@ -57,6 +57,7 @@ def main(url: str, name: str, lease_s: float) -> None:
         "refresh_for": refresh_for,
         "refresh_often": refresh_often,
         "lost": lambda: sorted([claim.job_id, claim.fence] for claim in keeping.lost),
+        "hand_back": keeping.hand_back,
         "is_heard": lambda: keeping.is_heard,
         "stop": keeping.stop,
     }

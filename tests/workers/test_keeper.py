@@ -120,9 +120,11 @@ def reaped(queue: Queue) -> Iterator[None]:
 
     thread = threading.Thread(target=reap)
     thread.start()
-    yield
-    done.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def read(queue: Queue, job: VideoJob) -> StoredJob:
@@ -154,6 +156,7 @@ def test_a_worker_that_is_stopped_loses_its_job_to_another_and_is_told_so(
     worker = start(queue, redis_url)
     worker.do("claim")
     keeper = worker.keeper
+    until(lambda: queue.records.client.exists("polyreel:worker:one") == 1, "its heartbeat")
     with reaped(queue):
         os.kill(worker.process.pid, signal.SIGSTOP)
         until(lambda: read(queue, job).claimable, "the job to be taken")
@@ -200,6 +203,22 @@ def test_a_killed_workers_job_is_given_back_long_before_its_lease_runs_out(
     assert_all_adds_up(queue.records.client)
 
 
+def test_a_job_that_its_worker_was_handing_back_when_it_was_killed_was_no_attempt(
+    queue: Queue, redis_url: str, start: Callable[..., Worker]
+) -> None:
+    job = queue.submit(queued()).job
+    worker = start(queue, redis_url)
+    worker.do("claim")
+    keeper = worker.keeper
+    until(lambda: queue.records.client.exists("polyreel:worker:one") == 1, "its heartbeat")
+    worker.do("hand_back")
+    worker.process.kill()
+    until(lambda: read(queue, job).claimable, "the job to be given back")
+    assert read(queue, job).job.attempts == 0
+    until(lambda: has_ended(keeper), "the keeper to end")
+    assert_all_adds_up(queue.records.client)
+
+
 def test_a_keeper_that_died_is_started_again_and_told_everything(
     queue: Queue, redis_url: str, start: Callable[..., Worker]
 ) -> None:
@@ -207,6 +226,7 @@ def test_a_keeper_that_died_is_started_again_and_told_everything(
     worker = start(queue, redis_url)
     worker.do("claim")
     keeper = worker.keeper
+    until(lambda: queue.records.client.exists("polyreel:worker:one") == 1, "its heartbeat")
     with reaped(queue):
         keeper.kill()
         until(lambda: worker.keeper.pid != keeper.pid, "another keeper")

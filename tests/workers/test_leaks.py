@@ -127,6 +127,7 @@ def measured(tmp_path: Path) -> Callable[..., tuple[int, list[bool]]]:
     return measured
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_while_models_come_and_go(measured) -> None:
     # The first rounds fill what stays: imports, kernels, the allocator's arenas.
     grown, alive = measured(warm_up=2, rounds=5)
@@ -134,6 +135,7 @@ def test_memory_does_not_grow_while_models_come_and_go(measured) -> None:
     assert (len(alive), sum(alive)) == (21, 2)
 
 
+@pytest.mark.slow
 def test_a_leak_would_be_seen(measured) -> None:
     grown, alive = measured(warm_up=1, rounds=2, leaking=True)
     assert grown > 1.5 * NOISE
