@@ -58,6 +58,13 @@ class Supervised:
         self.until(lambda: all(self.lives(slot) for slot in slots))
 
 
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.fixture
 def supervised(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., Supervised]]:
     """Return a starter of supervisors: `supervised(gpu0="run", gpu1="busy", drain_s=2)`."""
@@ -233,7 +240,7 @@ def test_a_stop_reaches_all_workers_at_once_then_the_api_and_ends_also_who_does_
     assert drain_s + 5 <= took < 3 * drain_s + 5, "drain_s for all of them together, and 5 s for the deaf one"
     deaf = workers[2]
     for pid in (deaf["pid"], deaf["grandchild"]):
-        one.until(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+        one.until(lambda pid=pid: has_ended(pid))
 
 
 def test_the_job_of_a_worker_that_has_to_be_killed_at_a_stop_is_handed_back_and_was_no_attempt(

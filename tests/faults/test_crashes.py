@@ -121,7 +121,7 @@ def test_a_worker_that_stood_still_cannot_write_over_what_another_makes_of_its_j
 
 
 def test_a_worker_told_to_end_finishes_a_job_and_hands_a_second_one_back_uncounted(whole: Stand) -> None:
-    short = Ask("drained", "modelslab", "step_s=0.2", steps=5)
+    short = Ask("drained", "modelslab", "step_s=0.2", steps=15)
     crowd = one(whole, short)
     until(lambda: status(whole, short) is JobStatus.RUNNING, "the job runs")
     drained = next(w for w in whole.workers if w.worker == _worker_of(whole, short))
@@ -129,12 +129,12 @@ def test_a_worker_told_to_end_finishes_a_job_and_hands_a_second_one_back_uncount
     kept = ended(crowd)
     assert whole.times_begun(short.prompt) == 1
     drained.start()
-    long = Ask("handed-back", "novita", "step_s=0.2", steps=20)
+    long = Ask("handed-back", "novita", "step_s=0.2", steps=40)
     crowd = one(whole, long)
     until(lambda: status(whole, long) is JobStatus.RUNNING, "the job runs")
     hurried = next(w for w in whole.workers if w.worker == _worker_of(whole, long))
     hurried.signal(signal.SIGTERM)
-    time.sleep(1.5)  # a second signal within a second is taken for an echo of the first
+    time.sleep(2.5)  # a second signal within a second is taken for an echo of the first
     assert hurried.stop() == 0
     hurried.start()
     back = ended(crowd)

@@ -57,8 +57,14 @@ def test_every_line_says_everything(told: Told) -> None:
     told.hold([ONE, TWO])
     told.let_go(ONE)
     assert told.lines == [
-        {"about": {"job": "one"}, "claims": [["one", 1], ["two", 7]], "timed": [], "is_stopping": False},
-        {"about": {"job": "one"}, "claims": [["two", 7]], "timed": [], "is_stopping": False},
+        {
+            "about": {"job": "one"},
+            "claims": [["one", 1], ["two", 7]],
+            "timed": [],
+            "is_handing_back": False,
+            "is_stopping": False,
+        },
+        {"about": {"job": "one"}, "claims": [["two", 7]], "timed": [], "is_handing_back": False, "is_stopping": False},
     ]
     assert told.claims == [TWO]
 
@@ -109,6 +115,7 @@ def test_the_late_end_of_one_claim_leaves_a_newer_one_of_the_same_job(told: Told
         "about": {"job": "one"},
         "claims": [["one", 2]],
         "timed": [["one", 2, 65]],
+        "is_handing_back": False,
         "is_stopping": False,
     }
 
@@ -143,7 +150,7 @@ def test_a_keeper_that_cannot_be_started_any_more_is_tried_again_and_then_ends_t
     keeping.on_alone = alone.set
     keeping.start()
     assert alone.wait(60)
-    assert not keeping.is_heard
+    until(lambda: not keeping.is_heard, "the silence to be noticed")
     commands.append([sys.executable, "-S", "-c", "print('{\"alive\": true}', flush=True); input(); input(); input()"])
     until(lambda: keeping.is_heard, "the next keeper to be heard")
     keeping.stop()
