@@ -284,6 +284,13 @@ def main() -> int:
             if found is None:
                 break
             lines = found
+    while True:  # its last words may have been that it hands its jobs back
+        for line in lines:
+            keeper.take(line)
+        found = read() if select.select([pipe], [], [], 0)[0] else None
+        if found is None:
+            break
+        lines = found
     keeper.farewell()
     if setup.leads_group and not keeper.state.is_stopping:
         _kill_what_it_left(setup.parent)

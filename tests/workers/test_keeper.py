@@ -211,8 +211,11 @@ def test_a_job_that_its_worker_was_handing_back_when_it_was_killed_was_no_attemp
     worker.do("claim")
     keeper = worker.keeper
     until(lambda: queue.records.client.exists("polyreel:worker:one") == 1, "its heartbeat")
+    keeper.suspend()  # so that it finds both at once, the last word and the death
     worker.do("hand_back")
     worker.process.kill()
+    worker.process.wait()
+    keeper.resume()
     until(lambda: read(queue, job).claimable, "the job to be given back")
     assert read(queue, job).job.attempts == 0
     until(lambda: has_ended(keeper), "the keeper to end")
