@@ -81,7 +81,7 @@ def test_what_an_older_version_had_finished_is_still_served_and_what_waited_or_r
     assert httpx2.get(said["output"][0]).content == content
     assert fetch(whole, 1002)["status"] == "processing"
     # A worker looks for what is to be repaired when it starts.
-    whole.client.delete("polyreel:repairing")
+    whole.client.delete("polyreel:repaired")
     whole.workers[0].kill()
     whole.start()
     for number, job_id, attempts in ((1002, waited, 1), (1003, ran, 2)):

@@ -121,7 +121,7 @@ def test_the_queue_is_kept_over_a_stop_and_a_start_and_no_process_survives_its_s
     server = start_live_server(state, tmp_path / "up.log", "--workers=2", POLYREEL_DRAIN_S="0", POLYREEL_LEASE_S="4")
     finished = submit(server, num_inference_steps=2)
     until(ended_well(server, finished), 60)
-    waiting = [submit(server, height=256, width=256) for _ in range(2)]
+    waiting = [submit(server, height=256, width=256, num_inference_steps=20) for _ in range(2)]
     below = sessions_below(server.process.pid)
     assert titles_in(below).count("polyreel worker") == 2
     os.kill(server.process.pid, signal.SIGKILL)
