@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,14 @@ from polyreel.request import ImageCondition, PromptSpan, VideoRequest
 
 #: Every tiny checkpoint and the family that runs it.
 FAMILY_OF = {name: tiny.family for name, tiny in TINY.items()}
+
+#: One checkpoint for each way a family computes: what every change is tried on. The slow suite tries the others too.
+FIRST = {"wan-ti2v", "wan22-i2v", "ltx", "ltx2", "animatediff"}
+
+
+def on_all(cases: Iterable[Any], name_of: Callable[[Any], str] = str) -> list[Any]:
+    """Return the cases of a law that holds for every checkpoint; those of checkpoints not in `FIRST` are slow."""
+    return [case if name_of(case) in FIRST else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 #: What each tiny checkpoint can do; `check` must say the same.
@@ -134,7 +142,7 @@ def load_once(load: Callable[[str], Loaded]) -> Callable[[str], Loaded]:
     return cache(load)
 
 
-@pytest.fixture(scope="session", params=list(TINY))
+@pytest.fixture(scope="session", params=on_all(TINY))
 def loaded(request: pytest.FixtureRequest, load_once: Callable[[str], Loaded]) -> Loaded:
     """Each tiny checkpoint, loaded once for all tests."""
     return load_once(request.param)

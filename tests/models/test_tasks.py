@@ -20,7 +20,7 @@ from models._pictures import enlarge, frames_of
 from models.tiny import TINY, build
 from polyreel.errors import Cancelled
 from polyreel.request import AdapterUse, PromptSpan, Upscale, VideoRequest
-from tests.models.conftest import FAMILY_OF, TASKS_OF, Loaded, picture, small_request, with_pictures
+from tests.models.conftest import FAMILY_OF, TASKS_OF, Loaded, on_all, picture, small_request, with_pictures
 
 Ask = Callable[..., VideoRequest]
 Make = Callable[[Ask, Path], PreparedRequest]
@@ -120,7 +120,7 @@ _PLAIN: dict[str, np.ndarray] = {}
 
 @pytest.fixture(
     scope="module",
-    params=[(name, task) for name in TINY for task in sorted(TASKS_OF.get(name, ()))],
+    params=on_all(((name, task) for name in TINY for task in sorted(TASKS_OF.get(name, ()))), lambda case: case[0]),
     ids=lambda case: f"{case[0]}-{case[1]}",
 )
 def case(request: pytest.FixtureRequest, load: Callable[[str], Loaded], tiny_root: Path) -> Case:
