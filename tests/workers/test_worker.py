@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import zlib
@@ -385,6 +386,9 @@ def test_a_stop_that_is_said_twice_cuts_off_nothing_the_second_time(
     worker._asked_at -= 1.1
     worker.request_force_stop(15, None)
     worker.request_force_stop(2, None)
+    for thread in threading.enumerate():
+        if thread.name in ("stopping", "drain"):  # else one would tell a client that the next test has closed
+            thread.join(10)
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
