@@ -61,7 +61,11 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         self._passes.wait()
         server = socket.socket(socket.AF_UNIX)
-        server.connect(self._path)
+        try:
+            server.connect(self._path)
+        except OSError:  # Redis is gone, so is this client's connection
+            _end(client, server)
+            return
         hangs_up = threading.Event()
 
         def answer() -> None:
