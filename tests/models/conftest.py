@@ -23,8 +23,8 @@ from polyreel.request import ImageCondition, PromptSpan, VideoRequest
 #: Every tiny checkpoint and the family that runs it.
 FAMILY_OF = {name: tiny.family for name, tiny in TINY.items()}
 
-#: One checkpoint for each way a family computes: what every change is tried on. The slow suite tries the others too.
-FIRST = {"wan-ti2v", "wan22-i2v", "ltx", "ltx2", "animatediff"}
+#: What every change is tried on: each task and each pipeline of every family. The slow suite tries the others too.
+FIRST = {"wan-ti2v", "wan21-i2v", "wan22-i2v", "ltx", "ltx-condition", "ltx2", "animatediff"}
 
 
 def on_all(cases: Iterable[Any], name_of: Callable[[Any], str] = str) -> list[Any]:

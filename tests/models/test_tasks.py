@@ -20,7 +20,7 @@ from models._pictures import enlarge, frames_of
 from models.tiny import TINY, build
 from polyreel.errors import Cancelled
 from polyreel.request import AdapterUse, PromptSpan, Upscale, VideoRequest
-from tests.models.conftest import FAMILY_OF, TASKS_OF, Loaded, on_all, picture, small_request, with_pictures
+from tests.models.conftest import FAMILY_OF, FIRST, TASKS_OF, Loaded, on_all, picture, small_request, with_pictures
 
 Ask = Callable[..., VideoRequest]
 Make = Callable[[Ask, Path], PreparedRequest]
@@ -142,6 +142,16 @@ def case(request: pytest.FixtureRequest, load: Callable[[str], Loaded], tiny_roo
 
 def test_every_tiny_checkpoint_is_under_these_laws():
     assert set(TASKS_OF) == set(TINY)
+
+
+def test_every_change_is_tried_on_each_task_and_each_pipeline_of_every_family(tiny_root):
+    def covered(names):
+        tasks = {(FAMILY_OF[name], task) for name in names for task in TASKS_OF[name]}
+        return tasks | {
+            json.loads((build(name, tiny_root) / "model_index.json").read_text())["_class_name"] for name in names
+        }
+
+    assert covered(FIRST) == covered(TINY)
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
