@@ -198,15 +198,13 @@ class Keeper:
         self.is_over = True  # one that hangs in the kernel does not die yet, and its other jobs must not wait for that
         os.kill(self.setup.parent, signal.SIGKILL)  # nothing gentler reaches a process that does not run Python
 
-    def _expire(self) -> dict[str, str]:
-        return self.leases.expire_worker(self.setup.worker, counted=not self.state.is_handing_back)
-
     def farewell(self) -> None:
         """Say that the worker has gone; what it has not given back itself, others may have at once."""
         deadline = time.monotonic() + _FAREWELL_S
         while True:
             try:
-                for job_id, status in self._expire().items():
+                taken = self.leases.expire_worker(self.setup.worker, counted=not self.state.is_handing_back)
+                for job_id, status in taken.items():
                     log.warning("job taken from a dead worker", job_id=job_id, status=status)
                 return
             except Exception as err:

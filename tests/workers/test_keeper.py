@@ -131,19 +131,31 @@ def read(queue: Queue, job: VideoJob) -> StoredJob:
     return read_stored(queue, job.id)
 
 
+def with_a_job(queue: Queue, url: str, start: Callable[..., Worker]) -> tuple[VideoJob, Worker, psutil.Process]:
+    """Return a job, a worker that has it, and the worker's keeper, which has sent its first heartbeat."""
+    job = queue.submit(queued()).job
+    worker = start(queue, url)
+    worker.do("claim")
+    keeper = worker.keeper
+    until(lambda: queue.records.client.exists("polyreel:worker:one") == 1, "its heartbeat")
+    return job, worker, keeper
+
+
 def deadline_of(queue: Queue, job: VideoJob) -> float:
     """Return when a job's lease runs out, by Redis' clock; 0 without one."""
     return float(queue.records.client.zscore("polyreel:leases", job.id) or 0)
 
 
-def test_a_native_call_that_keeps_pythons_lock_for_several_leases_does_not_lose_the_job(
-    queue: Queue, redis_url: str, start: Callable[..., Worker]
+@pytest.mark.parametrize(("lease_s", "seconds"), [(LEASE_S, 3), pytest.param(20, 30, marks=pytest.mark.slow)])
+def test_a_native_call_that_keeps_pythons_lock_for_longer_than_a_lease_does_not_lose_the_job(
+    redis_url: str, start: Callable[..., Worker], lease_s: float, seconds: int
 ) -> None:
+    queue = open_queue(redis_url, lease_s=lease_s)
     job = queue.submit(queued()).job
     worker = start(queue, redis_url)
     assert worker.do("claim") == [[job.id, 1]]
     with reaped(queue):
-        worker.do("hold_the_lock", 3)
+        worker.do("hold_the_lock", seconds)
         assert worker.do("lost") == []
         now = read(queue, job)
         assert (now.fence, now.claimable, now.job.worker, now.job.attempts) == (1, False, "one", 1)
@@ -152,11 +164,7 @@ def test_a_native_call_that_keeps_pythons_lock_for_several_leases_does_not_lose_
 def test_a_worker_that_is_stopped_loses_its_job_to_another_and_is_told_so(
     queue: Queue, redis_url: str, start: Callable[..., Worker]
 ) -> None:
-    job = queue.submit(queued()).job
-    worker = start(queue, redis_url)
-    worker.do("claim")
-    keeper = worker.keeper
-    until(lambda: queue.records.client.exists("polyreel:worker:one") == 1, "its heartbeat")
+    job, worker, keeper = with_a_job(queue, redis_url, start)
     with reaped(queue):
         os.kill(worker.process.pid, signal.SIGSTOP)
         until(lambda: read(queue, job).claimable, "the job to be taken")
@@ -173,9 +181,7 @@ def test_a_worker_that_is_stopped_loses_its_job_to_another_and_is_told_so(
 def test_a_worker_that_goes_on_before_another_has_its_job_has_it_again(
     queue: Queue, redis_url: str, start: Callable[..., Worker]
 ) -> None:
-    job = queue.submit(queued()).job
-    worker = start(queue, redis_url)
-    worker.do("claim")
+    job, worker, _ = with_a_job(queue, redis_url, start)
     with reaped(queue):
         os.kill(worker.process.pid, signal.SIGSTOP)
         until(lambda: read(queue, job).claimable, "the job to be taken")
@@ -190,11 +196,7 @@ def test_a_killed_workers_job_is_given_back_long_before_its_lease_runs_out(
     redis_url: str, start: Callable[..., Worker]
 ) -> None:
     queue = open_queue(redis_url, lease_s=600)
-    job = queue.submit(queued()).job
-    worker = start(queue, redis_url)
-    worker.do("claim")
-    keeper = worker.keeper
-    until(lambda: queue.records.client.exists("polyreel:worker:one") == 1, "its heartbeat")
+    job, worker, keeper = with_a_job(queue, redis_url, start)
     worker.process.kill()
     until(lambda: read(queue, job).claimable, "the job to be given back")
     assert read(queue, job).job.attempts == 1
@@ -206,11 +208,7 @@ def test_a_killed_workers_job_is_given_back_long_before_its_lease_runs_out(
 def test_a_job_that_its_worker_was_handing_back_when_it_was_killed_was_no_attempt(
     queue: Queue, redis_url: str, start: Callable[..., Worker]
 ) -> None:
-    job = queue.submit(queued()).job
-    worker = start(queue, redis_url)
-    worker.do("claim")
-    keeper = worker.keeper
-    until(lambda: queue.records.client.exists("polyreel:worker:one") == 1, "its heartbeat")
+    job, worker, keeper = with_a_job(queue, redis_url, start)
     keeper.suspend()  # so that it finds both at once, the last word and the death
     worker.do("hand_back")
     worker.process.kill()
@@ -225,11 +223,7 @@ def test_a_job_that_its_worker_was_handing_back_when_it_was_killed_was_no_attemp
 def test_a_keeper_that_died_is_started_again_and_told_everything(
     queue: Queue, redis_url: str, start: Callable[..., Worker]
 ) -> None:
-    job = queue.submit(queued()).job
-    worker = start(queue, redis_url)
-    worker.do("claim")
-    keeper = worker.keeper
-    until(lambda: queue.records.client.exists("polyreel:worker:one") == 1, "its heartbeat")
+    job, worker, keeper = with_a_job(queue, redis_url, start)
     with reaped(queue):
         keeper.kill()
         until(lambda: worker.keeper.pid != keeper.pid, "another keeper")
