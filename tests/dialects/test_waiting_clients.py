@@ -180,25 +180,35 @@ async def test_the_last_client_of_a_shared_job_ends_it(make_api: Callable[..., A
     assert status_of(api, job_id) == "cancelled"
 
 
-async def test_who_finds_a_job_that_its_client_is_just_leaving_gets_a_job_of_its_own(
-    make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The job is found in the cache while it waits, and is cancelled before the second client is counted."""
-    api = api_with(make_api)
+def leave_before_a_client_is_counted(monkeypatch: pytest.MonkeyPatch, leaving: Client, number: int) -> None:
+    """Let a client hang up, and its job end, when the client of this number has found the job and is not yet counted.
+
+    Args:
+        monkeypatch: of the test.
+        leaving: who hangs up.
+        number: counted from 1, over all who wait.
+    """
     really, seen = waiters.Waiter.stay, set[str]()
-    first, second = Client(api, LTX, {"inputs": "a cat"}), Client(api, LTX, {"inputs": "a cat"})
 
     async def stay(waiter: waiters.Waiter) -> bool:
         if waiter._name not in seen:
             seen.add(waiter._name)
-            if len(seen) == 2:
-                first.has_left.set()
-                while first.status == 0:  # noqa: ASYNC110 set by the app's own call
+            if len(seen) == number:
+                leaving.has_left.set()
+                while leaving.status == 0:  # noqa: ASYNC110 set by the app's own call
                     await anyio.sleep(0.01)
         return await really(waiter)
 
     monkeypatch.setattr(waiters.Waiter, "stay", stay)
 
+
+async def test_who_finds_a_job_that_its_client_is_just_leaving_gets_a_job_of_its_own(
+    make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is found in the cache while it waits, and is cancelled before the second client is counted."""
+    api = api_with(make_api)
+    first, second = Client(api, LTX, {"inputs": "a cat"}), Client(api, LTX, {"inputs": "a cat"})
+    leave_before_a_client_is_counted(monkeypatch, first, 2)
     with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(first.run)
@@ -244,19 +254,8 @@ async def test_a_promised_job_that_was_left_all_the_same_is_made_anew_for_who_co
     api = make_api(dialects={"huggingface": {"wait_for_model": False}})
     waits = ("false", "true", "true")
     told, leaving, back = (Client(api, LTX, {"inputs": "a cat"}, X_Wait_For_Model=wait) for wait in waits)
-    really, seen = waiters.Waiter.stay, set[str]()
-
-    async def stay(waiter: waiters.Waiter) -> bool:
-        if waiter._name not in seen:
-            seen.add(waiter._name)
-            if len(seen) == 3:
-                leaving.has_left.set()
-                while leaving.status == 0:  # noqa: ASYNC110 set by the app's own call
-                    await anyio.sleep(0.01)
-        return await really(waiter)
-
+    leave_before_a_client_is_counted(monkeypatch, leaving, 3)
     monkeypatch.setattr(waiters.Waiters, "promise", unpromised)
-    monkeypatch.setattr(waiters.Waiter, "stay", stay)
     with anyio.fail_after(30):
         await told.run()
         [job_id] = api.records.open_ids()
