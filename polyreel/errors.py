@@ -4,14 +4,17 @@
     ├── InvalidRequest          the client can fix it: names the field, what came, what is allowed
     │   ├── NotServedYet        understood, documented by the vendor, not built here yet
     │   ├── KeyReused           an Idempotency-Key came again with another request
+    │   ├── UnsafeAddress       a URL leads where this server does not go for clients
     │   └── RequestTooLarge     the body is over the limit
     ├── MissingKey              no API key came with the request
     ├── InvalidKey              a key came, and it is not one of ours
+    ├── NotAllowed              the key is ours, and may not do this or use this model
     ├── UnknownModel            no catalogue entry has this public name
     ├── UnknownJob              no job with this id, or it belongs to somebody else
     ├── UnknownRoute            no such path in this dialect
     ├── MethodNotAllowed        the path exists, the method does not
     ├── TooManyJobs             the queue is full, for everybody or for one owner
+    │   └── LimitReached        a key's own limit: requests a minute, or GPU seconds a day
     ├── NotCancellable          the job has ended, or its file is being made already
     ├── QueueUnavailable        Redis does not answer
     ├── StillRunning            a synchronous caller waited as long as it may
@@ -71,6 +74,12 @@ class KeyReused(InvalidRequest):
     code = "idempotency_key_reused"
 
 
+class UnsafeAddress(InvalidRequest):
+    """Raised for a URL that leads to an address, a port or a scheme that this server does not reach for clients."""
+
+    code = "unsafe_address"
+
+
 class RequestTooLarge(InvalidRequest):
     """Raised when a body is longer than the server reads."""
 
@@ -87,6 +96,12 @@ class InvalidKey(PolyreelError):
     """Raised when a request's API key is unknown."""
 
     code = "invalid_key"
+
+
+class NotAllowed(PolyreelError):
+    """Raised when a key lacks the scope for what it asks, or may not use the model."""
+
+    code = "not_allowed"
 
 
 class UnknownModel(PolyreelError):
@@ -127,6 +142,12 @@ class TooManyJobs(PolyreelError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class LimitReached(TooManyJobs):
+    """Raised when a key has used up one of its own limits; the message names it and when it is free again."""
+
+    code = "limit_reached"
 
 
 class NotCancellable(PolyreelError):

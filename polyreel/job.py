@@ -96,6 +96,10 @@ class VideoJob:
         saved: True for a long job: it runs alone and its state is saved on the way; see `resume_after_s`.
         resumed_from: denoising steps that the last attempt took over from an earlier one.
         not_resumable: why a long job starts over after a crash, "" when it does not or is not long.
+        account: what its key's limits are counted by, see `polyreel.keys.Caller`.
+        base_url: absolute base of its links as the submit came in; "" takes that of the request that asks.
+        webhook: URL that is told of its end, "" for none.
+        keep_s: how long record and files are kept after the end, seconds; 0.0 is as long as the server keeps any.
     """
 
     id: str
@@ -124,6 +128,10 @@ class VideoJob:
     saved: bool = False
     resumed_from: int = 0
     not_resumable: str = ""
+    account: str = ""
+    base_url: str = ""
+    webhook: str = ""
+    keep_s: float = 0.0
 
     @property
     def seconds_taken(self) -> float:
@@ -151,7 +159,7 @@ class VideoJob:
 
 _TEXT = {
     "id", "dialect", "owner", "status", "stage", "worker", "error_code", "error_message",
-    "lane", "batch_key", "not_resumable",
+    "lane", "batch_key", "not_resumable", "account", "base_url", "webhook",
 }  # fmt: skip
 
 #: Version of the records that this code writes and the newest that it reads: older ones lack `model` and `tag`.

@@ -12,9 +12,10 @@ import hmac
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from polyreel.errors import ConfigurationError, InvalidKey, MissingKey
+from polyreel.errors import ConfigurationError, InvalidKey, MissingKey, NotAllowed
 from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings
 
@@ -22,6 +23,61 @@ from polyreel.settings import Settings
 LOCAL_OWNER = "local"
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+#: What a key may do: submit and cancel jobs, read its owner's jobs, manage the server.
+Scope = Literal["submit", "read", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """How much one key may ask for; None is no limit of its own.
+
+    Args:
+        requests_per_minute: submits that are taken in a minute, 1 or more; polls are not counted.
+        max_queued: unfinished jobs, 1 or more.
+        max_running: jobs that run at the same time, 1 or more; more of them wait.
+        gpu_seconds_per_day: seconds of a device in a day of UTC.
+        models: catalogue names of the models that it may use; () is all.
+    """
+
+    requests_per_minute: int | None = None
+    max_queued: int | None = None
+    max_running: int | None = None
+    gpu_seconds_per_day: float | None = None
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request, as its key says.
+
+    Args:
+        owner: whose jobs it sees and makes.
+        account: what its limits are counted by; "" is the owner. A key keeps it when it is rotated.
+        scopes: what it may do.
+        limits: how much.
+    """
+
+    owner: str
+    account: str = ""
+    scopes: frozenset[Scope] = frozenset(SCOPES)
+    limits: KeyLimits = field(default_factory=KeyLimits)
+
+    def need(self, scope: Scope) -> None:
+        """Raise `NotAllowed` unless the key may do this."""
+        if scope not in self.scopes:
+            raise NotAllowed(f"This API key may not do this: it lacks the scope {scope!r}.")
+
+    def need_model(self, model: str, called: str) -> None:
+        """Raise `NotAllowed` unless the key may use a model.
+
+        Args:
+            model: catalogue name.
+            called: as the client calls it.
+        """
+        if self.limits.models and model not in self.limits.models:
+            raise NotAllowed(f"This API key may not use the model {called}.")
 
 
 @dataclass(frozen=True)

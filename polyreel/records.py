@@ -3,6 +3,8 @@
     polyreel:job:{id}         hash, the fields of `VideoJob` and ours (below)
     polyreel:open             sorted set of unfinished job ids by creation time
     polyreel:open:owners      hash, owner to its number of unfinished jobs
+    polyreel:jobs:{owner}     sorted set of an owner's job ids by their number; whoever lists them takes out those whose
+                              record has expired
     polyreel:ready:{model}    sorted set of waiting job ids in fair order; RQ's list rq:queue:{model} shows the same
     polyreel:fair:{model}     hash, the state of that order, see lua/common.lua
     polyreel:leases           sorted set of claimed job ids by deadline, see `polyreel.leases`

@@ -69,7 +69,15 @@ class Settings(BaseSettings):
         redis_url: Redis or Valkey to use; None starts an embedded Valkey in `state_dir`.
         state_dir: folder for the embedded queue, tiny checkpoints, local results and secrets.
         storage: URL of the result storage; None is the folder `results` in `state_dir`.
-        webhook_allow: hosts and CIDRs that webhooks may reach although they are not public.
+        webhook_allow: hosts and CIDRs that webhooks and links to pictures may reach although they are not public, over
+            http too and on any port: "10.0.0.0/8", "hooks.internal", "hooks.internal:8080".
+        outbound_http: webhooks and links to pictures may use plain http on port 80 to public addresses too.
+        webhook_secrets: `whsec_…` secrets from which each owner's own is derived; the first signs, the others sign too
+            while receivers change over. None makes one in `state_dir` (set it where couriers run on several machines).
+        admins: owners whose configured keys may manage the server; the key made on first start always may.
+        key_pepper: keys the hashes of API keys; None makes one in `state_dir` (set it where several machines serve).
+        cors_origins: web pages that may call the API from a browser; "*" is any (keys are never sent by themselves, as
+            cookies are), nothing is none.
         host, port: where the API listens.
         link_secret: signs result links; None makes one in `state_dir` (set it where machines share a bucket).
         models, loras, embeddings: the catalogue.
@@ -116,6 +124,11 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=default_state_dir)
     storage: str | None = None
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    outbound_http: bool = False
+    webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    admins: Annotated[tuple[str, ...], NoDecode] = ()
+    key_pepper: SecretStr | None = None
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     link_secret: SecretStr | None = None
@@ -180,7 +193,7 @@ class Settings(BaseSettings):
             raise ValueError("two names share one key; every owner needs a key of its own")
         return keys
 
-    @field_validator("webhook_allow", mode="before")
+    @field_validator("webhook_allow", "webhook_secrets", "admins", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -38,6 +39,7 @@ from server import files, health, metrics
 from server.dialects import Dialect, dialects
 from server.edge import Edge, refused
 from server.gate import Gate
+from server.openapi import add_schemes
 from server.services import Services, connect_reader
 from server.waiters import Waiters
 from server.waiting import Waiting
@@ -100,11 +102,20 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     formats()  # imported now, and not by the first request
     app.state.dialect_settings = _dialect_settings(settings, shared.catalogue)
     app.add_middleware(Edge)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-compute-type", "x-compute-time", "x-request-id", "Retry-After", "Location"],
+        )
     app.include_router(health.router)
     app.include_router(files.router)
     app.include_router(metrics.router)
     for dialect in dialects().values():
         app.include_router(dialect.router)
+    add_schemes(app)
     app.add_exception_handler(PolyreelError, _render)
     app.add_exception_handler(HTTPException, _render_framework_error)
     app.add_exception_handler(ClientDisconnect, _render_nothing)

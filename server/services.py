@@ -26,7 +26,7 @@ from polyreel.errors import KeyReused, NotCancellable, QueueUnavailable, Storage
 from polyreel.estimates import Estimate
 from polyreel.formats import formats
 from polyreel.job import VideoJob, new_job
-from polyreel.keys import ApiKeys
+from polyreel.keys import ApiKeys, Caller, Scope
 from polyreel.links import LinkSigner, file_url
 from polyreel.queue import Queue
 from polyreel.records import (
@@ -110,6 +110,21 @@ class Services:
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
     _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
+    async def caller(self, key: str | None, scope: Scope) -> Caller:
+        """Return who sends a request with this key.
+
+        Args:
+            scope: what the request needs.
+
+        Raises:
+            MissingKey, InvalidKey: no key, or none of ours.
+            NotAllowed: the key lacks the scope.
+            QueueUnavailable: only Redis knows such keys, and it does not answer.
+        """
+        caller = Caller(self.keys.owner_of(key))
+        caller.need(scope)
+        return caller
+
     async def read_picture(self, field: str, text: str) -> Picture:
         """As `server.pictures.read_picture`, in a thread; only so many at a time that memory is bounded."""
         return await anyio.to_thread.run_sync(read_picture, field, text, limiter=self._decoding)
@@ -119,22 +134,28 @@ class Services:
         request: VideoRequest,
         *,
         dialect: str,
-        owner: str,
+        caller: Caller,
         vendor: dict[str, object] | None = None,
         pictures: Sequence[Picture] = (),
         terms: Terms | None = None,
+        base_url: str = "",
+        webhook: str = "",
+        keep_s: float = 0.0,
     ) -> StoredJob:
         """Acknowledge a job: once this returns, it will run.
 
         Args:
+            caller: from `caller`.
             pictures: what `request.images` names, stored when nothing else refuses the request.
             terms: from `server.submission.read_terms`.
+            base_url, webhook, keep_s: see `VideoJob`; a webhook has passed `check_url`.
 
         Returns:
             The record; an earlier job's for an Idempotency-Key that came before with the same request.
 
         Raises:
             KeyReused: the Idempotency-Key stands for another request.
+            NotAllowed: the key may not use this model.
             StorageFailed: a picture could not be stored.
             InvalidRequest: more than the model's entry allows, what it cannot do, or more than the largest device that
                 serves it can hold. Asked here, not in each dialect: all pass here, also those whose own documented
@@ -142,15 +163,23 @@ class Services:
             TooManyJobs, QueueUnavailable: nothing was acknowledged.
         """
         terms = terms or Terms()
-        earlier = await self._earlier(owner, terms)
+        earlier = await self._earlier(caller.owner, terms)
         if earlier is not None:
             return earlier
         called = self.catalogue.called(request.model, dialect)
+        caller.need_model(request.model, called)
         request = self.catalogue.admit(request, dialect)
         await self._check_fits(request, called)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
-        job = new_job(request, dialect=dialect, owner=owner, extensions=extensions, vendor=dict(vendor or {}))
-        job = replace(job, saved=await self._is_long(request))
+        job = new_job(request, dialect=dialect, owner=caller.owner, extensions=extensions, vendor=dict(vendor or {}))
+        job = replace(
+            job,
+            saved=await self._is_long(request),
+            account=caller.account,
+            base_url=base_url,
+            webhook=webhook,
+            keep_s=keep_s,
+        )
         if not pictures:
             return await self.gate.in_thread(self.queue.submit, job, terms)
         await self._check_room()

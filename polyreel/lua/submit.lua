@@ -28,6 +28,7 @@ redis.call('HSET', job_key(id), 'number', number, 'claimable', 1, 'fence', 0, 'm
   'schema', terms.schema, 'pixels', terms.pixels, unpack(ARGV, 2, 1 + terms.fields))
 redis.call('HSET', job_key(id), 'created_at', seconds(t))
 redis.call('ZADD', 'polyreel:open', seconds(t), id)
+redis.call('ZADD', 'polyreel:jobs:' .. terms.owner, number, id)
 redis.call('HINCRBY', 'polyreel:open:owners', terms.owner, 1)
 redis.call('HINCRBY', 'polyreel:counts', 'submitted', 1)
 redis.call('HSET', RQ_JOB .. id, unpack(ARGV, 2 + terms.fields))

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from polyreel.catalogue import Catalogue
 from polyreel.discovery import discover
 from polyreel.errors import PolyreelError
+from polyreel.records import StoredJob
 
 
 class NoSettings(BaseModel):
@@ -47,6 +48,10 @@ class Example:
     saves_to: str = ""
 
 
+#: Returns an absolute link to the file of a public key, good until a time (seconds since the epoch).
+Link = Callable[[str, float], str]
+
+
 @dataclass(frozen=True)
 class Dialect:
     """One hosted API.
@@ -59,6 +64,8 @@ class Dialect:
         settings: model of its own section under `dialects:`.
         example: see `Example`; None for a dialect that takes no jobs.
         check: asked at start whether the dialect's settings fit the catalogue; raises `ConfigurationError`.
+        webhook: an ended job to the body that its webhook is told; the third argument is how long records are kept,
+            seconds, the last one the dialect's own settings. None for a dialect that takes no webhooks.
     """
 
     name: str
@@ -68,6 +75,7 @@ class Dialect:
     example: Example | None = None
     settings: type[BaseModel] = NoSettings
     check: Callable[[Catalogue, Any], None] = lambda _catalogue, _settings: None
+    webhook: Callable[[StoredJob, Link, float, Any], dict[str, Any]] | None = None  # Any: JSON; its own settings
 
 
 @cache

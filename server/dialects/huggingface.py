@@ -23,6 +23,7 @@ from polyreel.errors import (
     KeyReused,
     MethodNotAllowed,
     MissingKey,
+    NotAllowed,
     NotServedYet,
     PolyreelError,
     QueueUnavailable,
@@ -34,6 +35,7 @@ from polyreel.errors import (
     UnknownModel,
     UnknownRoute,
 )
+from polyreel.keys import Caller
 from polyreel.records import StoredJob
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
 from polyreel.terms import Terms
@@ -187,6 +189,7 @@ class ModelLoading(PolyreelError):
 _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (MissingKey, 401, "Invalid credentials in Authorization header"),
     (InvalidKey, 401, "Invalid credentials in Authorization header"),
+    (NotAllowed, 403, None),
     (UnknownModel, 404, None),
     (UnknownJob, 404, None),
     (UnknownRoute, 404, None),
@@ -246,7 +249,7 @@ async def by_task(request: Request, task: str, name: str) -> Response:
 async def about(request: Request, rest: str) -> Response:
     """Say that a model is served; huggingface_hub asks at `/info`."""
     shared = services(request)
-    shared.keys.owner_of(bearer(request))
+    await shared.caller(bearer(request), "read")
     name = rest.strip("/").removesuffix("/info")
     model = shared.catalogue.resolve("huggingface", name)
     return JSONResponse({"model_id": name, "pipeline_tag": _TASK, "family": shared.catalogue[model].family})
@@ -255,7 +258,7 @@ async def about(request: Request, rest: str) -> Response:
 async def _answer(request: Request, name: str, task: str) -> Response:
     """Make the video and answer with its bytes."""
     shared = services(request)
-    owner = shared.keys.owner_of(bearer(request))
+    caller = await shared.caller(bearer(request), "submit")
     model = shared.catalogue.resolve("huggingface", name)
     if task == "image-to-video":
         raise _image_to_video()
@@ -266,7 +269,7 @@ async def _answer(request: Request, name: str, task: str) -> Response:
     video = from_wire(wire, model, shared.catalogue)
     terms = await read_terms(request, "huggingface", body)
     async with held_refusals():
-        return await _generate(request, owner, name, wire, video, terms)
+        return await _generate(request, caller, name, wire, video, terms)
 
 
 async def _read(body: bytes) -> TextToVideo:
@@ -299,20 +302,20 @@ def _image_to_video() -> NotServedYet:
 
 
 async def _generate(
-    request: Request, owner: str, name: str, wire: TextToVideo, video: VideoRequest, terms: Terms
+    request: Request, caller: Caller, name: str, wire: TextToVideo, video: VideoRequest, terms: Terms
 ) -> Response:
     """Find or start the job of this request, wait for it, and answer.
 
     While the model loads and the client is not to wait, the job is queued and promised: that loads the model, and
     the same request sent again gets this job's video, cached or not. So a client that retries always succeeds.
     """
-    shared, settings = services(request), _settings(request)
+    shared, settings, owner = services(request), _settings(request), caller.owner
     cache, options = ResultCache(shared, owner), wire.options or Options()
     is_seeded = wire.parameters is not None and wire.parameters.seed not in (None, -1)
     key = digest(shared, owner, video, is_seeded=is_seeded, is_exact=terms.exact)
 
     async def submit() -> StoredJob:
-        return await shared.submit(video, dialect="huggingface", owner=owner, terms=terms)
+        return await shared.submit(video, dialect="huggingface", caller=caller, terms=terms)
 
     # An Idempotency-Key says by itself which job answers: a cached one could not be told from another request's.
     promised = None if terms.idempotency_key else await cache.promised(key)

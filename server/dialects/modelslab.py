@@ -23,6 +23,7 @@ from polyreel.errors import (
     KeyReused,
     MethodNotAllowed,
     MissingKey,
+    NotAllowed,
     NotServedYet,
     PolyreelError,
     QueueUnavailable,
@@ -297,6 +298,7 @@ def _meta(job: VideoJob) -> dict[str, Any]:
 _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (MissingKey, 401, "API key required"),
     (InvalidKey, 401, "Invalid API key"),
+    (NotAllowed, 403, None),
     (UnknownJob, 404, "Request not found"),
     (UnknownRoute, 404, None),
     (MethodNotAllowed, 405, None),
@@ -335,15 +337,23 @@ async def text2video(request: Request) -> Response:
     shared, settings = services(request), _settings(request)
     raw = await read_body(request, shared.settings.max_body_bytes)
     body = await parse_object(raw)
-    owner = shared.keys.owner_of(_key(request, body))
+    caller = await shared.caller(_key(request, body), "submit")
     wire = validate(TextToVideo, body)
     video, meta = from_wire(wire, shared.catalogue, settings)
     # Links are fixed at submit and the same in every answer, so their base must not follow later Host headers.
-    vendor = {"meta": meta, "base_url": shared.base_url(request), "temp": bool(wire.temp)}
+    vendor = {"meta": meta, "temp": bool(wire.temp)}
     terms = await read_terms(request, "modelslab", raw)
-    stored = await shared.submit(video, dialect="modelslab", owner=owner, vendor=vendor, terms=terms)
+    stored = await shared.submit(
+        video,
+        dialect="modelslab",
+        caller=caller,
+        vendor=vendor,
+        terms=terms,
+        base_url=shared.base_url(request),
+        keep_s=_TEMP_S if wire.temp else 0.0,
+    )
     if not wire.instant_response:
-        stored = await _hold(shared, stored, owner, settings.hold_s)
+        stored = await _hold(shared, stored, caller.owner, settings.hold_s)
     answer = await _answer(shared, request, stored)
     if answer["status"] == "success":
         # One client reads these two on every submit answer, also on instant success.
@@ -357,8 +367,8 @@ async def fetch(request: Request, job_id: str) -> Response:
     shared = services(request)
     raw = await read_body(request, shared.settings.max_body_bytes)
     body = await parse_object(raw) if raw.strip() else {}
-    owner = shared.keys.owner_of(_key(request, body))
-    return JSONResponse(await _answer(shared, request, await shared.get(job_id, owner)))
+    caller = await shared.caller(_key(request, body), "read")
+    return JSONResponse(await _answer(shared, request, await shared.get(job_id, caller.owner)))
 
 
 async def _hold(shared: Services, stored: StoredJob, owner: str, hold_s: float) -> StoredJob:
@@ -374,7 +384,7 @@ async def _hold(shared: Services, stored: StoredJob, owner: str, hold_s: float) 
 
 async def _answer(shared: Services, request: Request, stored: StoredJob) -> dict[str, Any]:
     job = stored.job
-    base_url = job.vendor.get("base_url") or shared.base_url(request)
+    base_url = job.base_url or job.vendor.get("base_url") or shared.base_url(request)
     kept_s = min(shared.settings.retention_s, _TEMP_S) if job.vendor.get("temp") else shared.settings.retention_s
     link = shared.link(base_url, job.output_keys[0], job.created_at + kept_s)
     fetch_link = f"{base_url}/api/v6/video/fetch/{stored.number}"

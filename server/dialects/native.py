@@ -19,6 +19,7 @@ from polyreel.errors import (
     KeyReused,
     MethodNotAllowed,
     MissingKey,
+    NotAllowed,
     NotCancellable,
     PolyreelError,
     QueueUnavailable,
@@ -85,6 +86,7 @@ def to_wire(stored: StoredJob, links: list[str], found: Estimate) -> dict[str, A
 _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (MissingKey, 401, "No API key"),
     (InvalidKey, 401, "Wrong API key"),
+    (NotAllowed, 403, "Not allowed"),
     (UnknownJob, 404, "No such job"),
     (UnknownModel, 404, "No such model"),
     (UnknownRoute, 404, "Not found"),
@@ -131,16 +133,16 @@ router = APIRouter(prefix="/polyreel/v1")
 async def get_job(request: Request, job_id: str) -> Response:
     """Answer how a job is getting on."""
     shared = services(request)
-    owner = shared.keys.owner_of(bearer(request))
-    return await _answer(shared, request, await shared.get(job_id, owner))
+    caller = await shared.caller(bearer(request), "read")
+    return await _answer(shared, request, await shared.get(job_id, caller.owner))
 
 
 @router.post("/jobs/{job_id}/cancel")
 async def cancel_job(request: Request, job_id: str) -> Response:
     """End a job that waits or runs; again is no error, too late is 409."""
     shared = services(request)
-    owner = shared.keys.owner_of(bearer(request))
-    return await _answer(shared, request, await shared.cancel(job_id, owner))
+    caller = await shared.caller(bearer(request), "submit")
+    return await _answer(shared, request, await shared.cancel(job_id, caller.owner))
 
 
 async def _answer(shared: Services, request: Request, stored: StoredJob) -> Response:

@@ -28,6 +28,7 @@ from polyreel.errors import (
     KeyReused,
     MethodNotAllowed,
     MissingKey,
+    NotAllowed,
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
@@ -217,6 +218,7 @@ def _timing_ms(job: VideoJob) -> dict[str, float]:
 _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (MissingKey, 401, "Invalid credentials in Authorization header"),
     (InvalidKey, 401, "Invalid credentials in Authorization header"),
+    (NotAllowed, 403, None),
     (UnknownRoute, 404, None),
     (MethodNotAllowed, 405, None),
     (RequestTooLarge, 413, None),
@@ -255,7 +257,7 @@ router = APIRouter()
 async def generate(request: Request) -> Response:
     """Make the video in every format asked for and answer with the files, or with links to them."""
     shared, settings = services(request), _settings(request)
-    owner = shared.keys.owner_of(bearer(request))
+    caller = await shared.caller(bearer(request), "submit")
     body = await read_body(request, max(shared.settings.max_body_bytes, MAX_BODY_BYTES))
     wire = _read(await parse_object(body))
     terms = await read_terms(request, "universal", body)
@@ -265,14 +267,14 @@ async def generate(request: Request) -> Response:
         pictures = (await shared.read_picture("inputs.image", wire.inputs.image),)
         video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
     async with held_refusals():
-        stored = await shared.submit(video, dialect="universal", owner=owner, pictures=pictures, terms=terms)
+        stored = await shared.submit(video, dialect="universal", caller=caller, pictures=pictures, terms=terms)
         if terms.idempotency_key:  # whoever sends one may come back for its job
             await shared.waiters.promise(stored.job.id)
         stored = await wait_for_video(
             shared,
             request,
             stored,
-            owner,
+            caller.owner,
             settings.wait_s,
             cancel_when_client_leaves=settings.cancel_when_client_leaves and not terms.idempotency_key,
         )

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from polyreel.job import JobStatus
+from polyreel.keys import Caller
 from server.dialects import Dialect
 from server.services import Services
 from tests.conftest import Api
@@ -32,7 +33,7 @@ def auth(key: str) -> dict[str, str]:
 
 async def submit(api: Api, owner: str = "alice") -> str:
     services: Services = api.app.state.services
-    return (await services.submit(REQUEST, dialect="modelslab", owner=owner)).job.id
+    return (await services.submit(REQUEST, dialect="modelslab", caller=Caller(owner))).job.id
 
 
 async def get(api: Api, job_id: str, key: str | None = None) -> httpx2.Response:

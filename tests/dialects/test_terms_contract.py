@@ -11,6 +11,7 @@ import pytest
 
 from polyreel.errors import QueueUnavailable
 from polyreel.job import VideoJob
+from polyreel.keys import Caller
 from polyreel.records import StoredJob
 from polyreel.terms import Terms
 from server.dialects import Dialect
@@ -121,14 +122,14 @@ async def test_one_owner_may_have_so_many_unfinished_jobs(make_api: Callable[...
     api = make_api(max_queued_per_key=1, dialects=SECTIONS)
     services = api.app.state.services
     request = next(iter((await submit(api, dialect))[1])).job.request
-    await services.submit(request, dialect=dialect.name, owner="alice")
+    await services.submit(request, dialect=dialect.name, caller=Caller("alice"))
     method, path = dialect.example.method, dialect.example.path
     # With a key of its own: Hugging Face's answers the same request from its cache.
     headers = headers_of(dialect, api.key) | {"Idempotency-Key": "another"}
     refused = await api.http.request(method, path, content=content_of(dialect, api.key), headers=headers)
     assert_is_error(dialect, refused, 429)
     assert refused.headers["Retry-After"] == "30"
-    await services.submit(request, dialect=dialect.name, owner="bob")
+    await services.submit(request, dialect=dialect.name, caller=Caller("bob"))
 
 
 WRONG: list[tuple[dict[str, str], str]] = [

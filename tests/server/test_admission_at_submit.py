@@ -12,6 +12,7 @@ from polyreel.catalogue import Catalogue
 from polyreel.entries import Cost, Geometry
 from polyreel.errors import InvalidRequest
 from polyreel.job import JobStatus
+from polyreel.keys import Caller
 from polyreel.records import StoredJob
 from polyreel.request import VideoRequest
 from polyreel.terms import Terms
@@ -38,7 +39,7 @@ def services(api: Api) -> Services:
 
 
 async def submit(api: Api) -> None:
-    await services(api).submit(REQUEST, dialect="novita", owner="alice")
+    await services(api).submit(REQUEST, dialect="novita", caller=Caller("alice"))
 
 
 def beat(api: Api, name: str, memory_bytes: int | None, models: tuple[str, ...] = ("ltx-tiny",)) -> None:
@@ -81,7 +82,7 @@ async def test_nothing_is_refused_while_no_worker_serves_the_model(api: Api) -> 
 
 async def test_a_model_of_which_nothing_is_known_is_not_looked_at(api: Api) -> None:
     beat(api, "tiny", 1, models=("wan-tiny", "ltx-tiny"))
-    await services(api).submit(replace(REQUEST, model="wan-tiny"), dialect="novita", owner="alice")
+    await services(api).submit(replace(REQUEST, model="wan-tiny"), dialect="novita", caller=Caller("alice"))
 
 
 async def test_a_refusal_has_the_dialects_own_shape(api: Api) -> None:
@@ -134,10 +135,10 @@ async def test_a_job_whose_model_is_not_served_any_more_has_an_estimate(api: Api
 async def test_what_was_acknowledged_stays_so_when_the_worker_that_it_fits_has_gone(api: Api) -> None:
     terms = Terms(idempotency_key="mine", digest="of the request")
     beat(api, "large", 80_000_000_000)
-    made = await services(api).submit(REQUEST, dialect="novita", owner="alice", terms=terms)
+    made = await services(api).submit(REQUEST, dialect="novita", caller=Caller("alice"), terms=terms)
     beat(api, "large", 8_000_000_000)
     services(api)._devices.read_at = 0.0
     with pytest.raises(InvalidRequest):
         await submit(api)
-    again = await services(api).submit(REQUEST, dialect="novita", owner="alice", terms=terms)
+    again = await services(api).submit(REQUEST, dialect="novita", caller=Caller("alice"), terms=terms)
     assert (again.job.id, again.number) == (made.job.id, made.number)

@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 
 from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.errors import QueueUnavailable, TooManyJobs
+from polyreel.keys import Caller
 from polyreel.records import Records, connect
 from server.gate import BUDGET_S, Gate, budget
 from server.services import Services
@@ -96,7 +97,7 @@ async def api(make_api: Callable[..., Api], broker: EmbeddedBroker) -> AsyncIter
     client = connect(broker.url, patient=False)
     api.records = Records(client, 60)
     services: Services = api.app.state.services
-    await services.submit(REQUEST, dialect="novita", owner="alice")
+    await services.submit(REQUEST, dialect="novita", caller=Caller("alice"))
     assert (await api.http.get("/ready")).status_code == 503
     yield api
     client.close()

@@ -15,6 +15,7 @@ from polyreel.durations import seconds_key
 from polyreel.errors import QueueUnavailable
 from polyreel.estimates import Estimate
 from polyreel.job import JobStatus
+from polyreel.keys import Caller
 from polyreel.records import SECONDS, StoredJob, job_key
 from server.services import Services
 from server.waiting import Waiting
@@ -211,7 +212,7 @@ async def test_a_job_that_takes_long_or_nobody_knows_how_long_is_saved_and_share
     api = make_api(resume_after_s=after_s)
     if seconds is not None:
         learn(api, seconds)
-    stored = await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+    stored = await api.app.state.services.submit(REQUEST, dialect="modelslab", caller=Caller("alice"))
     kept = api.records.get(stored.job.id)
     assert kept is not None
     assert (kept.job.saved, len(kept.job.batch_key)) == ((True, 0) if is_saved else (False, 16))
@@ -222,7 +223,9 @@ async def test_what_a_job_of_that_shape_took_decides_over_what_its_model_takes(a
     quick = replace(REQUEST, num_inference_steps=1)
     api.records.learn_seconds("ltx-tiny", 500.0, shape=seconds_key(quick), own_s=3.0)
     services: Services = api.app.state.services
-    saved = [(await services.submit(request, dialect="modelslab", owner="alice")) for request in (REQUEST, quick)]
+    saved = [
+        (await services.submit(request, dialect="modelslab", caller=Caller("alice"))) for request in (REQUEST, quick)
+    ]
     assert [stored.job.saved for stored in saved] == [True, False]
 
 
@@ -249,7 +252,7 @@ async def test_a_waiting_job_that_cannot_be_read_keeps_its_place_and_breaks_noth
     # Nobody knows how long the one in the middle takes: it counts as the others do.
     assert await estimate(api, last) == Estimate(2, 60.0)
     assert (await estimate(api, other)).position == 0
-    submitted = await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+    submitted = await api.app.state.services.submit(REQUEST, dialect="modelslab", caller=Caller("alice"))
     assert (submitted.job.status, submitted.job.saved) == (JobStatus.QUEUED, False)
 
 
@@ -265,7 +268,7 @@ async def test_a_running_job_that_cannot_be_read_breaks_nothing(api: Api, fields
     api.records.client.hset(job_key(running.job.id), mapping=fields)
     beat(api, "one", running.job.id)
     assert [(await estimate(api, stored)).position for stored in (other, waiting)] == [0, 1]
-    submitted = await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+    submitted = await api.app.state.services.submit(REQUEST, dialect="modelslab", caller=Caller("alice"))
     assert submitted.job.saved is False
 
 
@@ -281,7 +284,7 @@ async def test_a_running_job_that_cannot_be_read_counts_as_the_others_do(api: Ap
 async def test_whatever_fails_while_the_length_of_a_job_is_looked_up_it_is_taken_in(api: Api) -> None:
     learn(api)
     api.records.client.hset(SECONDS, "wan-tiny", "many")  # no version of ours writes this
-    stored = await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+    stored = await api.app.state.services.submit(REQUEST, dialect="modelslab", caller=Caller("alice"))
     assert (stored.job.status, stored.job.saved, stored.job.batch_key) == (JobStatus.QUEUED, True, "")
 
 
@@ -291,7 +294,7 @@ async def test_while_redis_is_away_a_submit_says_so(api: Api, monkeypatch: pytes
 
     monkeypatch.setattr(Waiting, "own_s", away)
     with pytest.raises(QueueUnavailable):
-        await api.app.state.services.submit(REQUEST, dialect="modelslab", owner="alice")
+        await api.app.state.services.submit(REQUEST, dialect="modelslab", caller=Caller("alice"))
     assert api.records.open_ids() == []
 
 

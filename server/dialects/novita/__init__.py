@@ -22,6 +22,7 @@ from polyreel.errors import (
     KeyReused,
     MethodNotAllowed,
     MissingKey,
+    NotAllowed,
     NotServedYet,
     PolyreelError,
     QueueUnavailable,
@@ -288,6 +289,7 @@ class _ResultUnavailable(QueueUnavailable):
 _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (MissingKey, 401, "MISSING_API_KEY"),
     (InvalidKey, 403, "INVALID_API_KEY"),
+    (NotAllowed, 403, "API_NOT_ALLOWED"),
     (UnknownJob, 404, "TASK_NOT_FOUND"),
     (UnknownRoute, 404, "API_NOT_FOUND"),
     # HTTP's own status under the nearest documented reason: there is no such API with this method.
@@ -322,11 +324,11 @@ router = APIRouter(prefix="/v3")
 async def txt2video(request: Request) -> Response:
     """Submit; answers at once with the task's id. 200, as both official clients take any other status for an error."""
     shared = services(request)
-    owner = shared.keys.owner_of(bearer_or_raw(request))
+    caller = await shared.caller(bearer_or_raw(request), "submit")
     body = await read_body(request, shared.settings.max_body_bytes)
     video = from_wire(validate(TextToVideo, await parse_object(body)), shared.catalogue, _settings(request))
     terms = await read_terms(request, "novita", body)
-    stored = await shared.submit(video, dialect="novita", owner=owner, terms=terms)
+    stored = await shared.submit(video, dialect="novita", caller=caller, terms=terms)
     return JSONResponse({"task_id": stored.job.id})
 
 
@@ -334,11 +336,11 @@ async def txt2video(request: Request) -> Response:
 async def task_result(request: Request, task_id: str = "") -> Response:
     """Answer how a task is getting on; 200 also for a failed one."""
     shared = services(request)
-    owner = shared.keys.owner_of(bearer_or_raw(request))
+    caller = await shared.caller(bearer_or_raw(request), "read")
     if not task_id:
         raise InvalidRequest("task_id is required", "task_id")
     try:
-        stored = await shared.get(task_id, owner)
+        stored = await shared.get(task_id, caller.owner)
         eta_s = await shared.eta_s(stored)
     except QueueUnavailable as err:
         raise _ResultUnavailable(err.message) from err
@@ -354,14 +356,14 @@ async def task_result(request: Request, task_id: str = "") -> Response:
 async def models(request: Request) -> Response:
     """List the checkpoints, LoRAs and embeddings that txt2video takes, filtered and in pages."""
     shared = services(request)
-    shared.keys.owner_of(bearer_or_raw(request))
+    await shared.caller(bearer_or_raw(request), "read")
     return JSONResponse(page(request, shared.catalogue))
 
 
 @router.get("/user")
 async def user(request: Request) -> Response:
     """Answer a client that asks for its account: nothing is billed here."""
-    services(request).keys.owner_of(bearer_or_raw(request))
+    await services(request).caller(bearer_or_raw(request), "read")
     return JSONResponse({"allow_features": [], "credit_balance": 0, "free_trial": {}})
 
 
