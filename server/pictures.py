@@ -36,6 +36,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 
+#: EXIF's tag, and its values for pictures that lie on their side.
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -44,10 +47,13 @@ class Picture:
     Args:
         key: under which it is to be stored.
         content: the file as it came.
+        width, height: pixels as it is to be seen, turned as its EXIF says.
     """
 
     key: str
     content: bytes
+    width: int
+    height: int
 
     def store(self, storage: Storage) -> bool:
         """Store the picture; blocks. Return whether it was not there before.
@@ -74,8 +80,8 @@ def read_picture(field: str, text: str) -> Picture:
         InvalidRequest: not base64, not a picture of a known format, damaged, or too large.
     """
     content = decode(field, text)
-    look_at(field, content)
-    return Picture(picture_key(content), content)
+    width, height = look_at(field, content)
+    return Picture(picture_key(content), content, width, height)
 
 
 def decode(field: str, text: str) -> bytes:
@@ -99,8 +105,8 @@ def decode(field: str, text: str) -> bytes:
     return content
 
 
-def look_at(field: str, content: bytes) -> None:
-    """Let a picture pass that can be decoded whole.
+def look_at(field: str, content: bytes) -> tuple[int, int]:
+    """Let a picture pass that can be decoded whole; return width and height as it is to be seen, pixels.
 
     Raises:
         InvalidRequest: names the size or the formats that are taken.
@@ -117,6 +123,8 @@ def look_at(field: str, content: bytes) -> None:
                         f"{field} must have at most {MAX_PIXELS} pixels, got {width}x{height} = {width * height}", field
                     )
                 picture.load()
+                is_turned = picture.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
+                return (height, width) if is_turned else (width, height)
     except UnidentifiedImageError:
         raise InvalidRequest(f"{field} must be a picture ({', '.join(_FORMATS)}), got something else", field) from None
     except Image.DecompressionBombError:  # beyond Pillow's own limit, which comes first
