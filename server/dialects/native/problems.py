@@ -1,0 +1,68 @@
+"""Errors as RFC 9457 problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.responses import JSONResponse, Response
+
+from polyreel.errors import (
+    InvalidKey,
+    InvalidRequest,
+    KeyReused,
+    MethodNotAllowed,
+    MissingKey,
+    NotAllowed,
+    NotCancellable,
+    PolyreelError,
+    QueueUnavailable,
+    RequestTooLarge,
+    TooManyJobs,
+    UnknownJob,
+    UnknownModel,
+    UnknownRoute,
+)
+from server.dialects import NoSettings
+
+#: error: (HTTP status, title); the first match of the class wins
+_ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
+    (MissingKey, 401, "No API key"),
+    (InvalidKey, 401, "Wrong API key"),
+    (NotAllowed, 403, "Not allowed"),
+    (UnknownJob, 404, "No such job"),
+    (UnknownModel, 404, "No such model"),
+    (UnknownRoute, 404, "Not found"),
+    (MethodNotAllowed, 405, "Method not allowed"),
+    (NotCancellable, 409, "Too late to cancel"),
+    (RequestTooLarge, 413, "Request too large"),
+    (KeyReused, 422, "Idempotency-Key used before"),
+    (InvalidRequest, 400, "Wrong request"),
+    (TooManyJobs, 429, "Queue full"),
+    (QueueUnavailable, 503, "Queue unavailable"),
+    (PolyreelError, 500, "Server error"),
+)
+
+
+def render_error(err: PolyreelError, settings: NoSettings) -> Response:
+    """Return the problem that an error means; `code` is stable, `detail` is written for people."""
+    status, title = next((status, title) for kind, status, title in _ERRORS if isinstance(err, kind))
+    detail = "The server made a mistake with this request." if status == 500 else err.message or title
+    body: dict[str, Any] = {  # Any: JSON
+        "type": f"urn:polyreel:{err.code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": err.code,
+    }
+    headers = {}
+    if isinstance(err, InvalidRequest) and err.field:
+        body["field"] = err.field
+    if isinstance(err, NotCancellable):
+        body["reason"] = err.reason
+    if isinstance(err, TooManyJobs):
+        headers["Retry-After"] = str(err.retry_after_s)
+    elif status == 503:
+        headers["Retry-After"] = "5"
+    elif status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
