@@ -88,7 +88,7 @@ class Wan:
                 pipeline,
                 meter,
                 generator=own_generators,
-                scheduler={},
+                scheduler=_schedule(pipeline, request),
                 decoder_calls=(num_frames - 1) // pipeline.vae_scale_factor_temporal + 1,
                 prompt=[only_prompt(prepared.request, "Wan") for prepared in batch],
                 negative_prompt=[prepared.request.negative_prompt for prepared in batch],
@@ -181,14 +181,26 @@ def _first_pass(request: VideoRequest, num_frames: int) -> VideoRequest:
     return replace(request, prompts=(PromptSpan("", num_frames),), upscale=None)
 
 
+def _shift_name(scheduler: Any) -> str:
+    """Return what this scheduler's class calls its shift, "" when it has none; Any: a diffusers scheduler.
+
+    Its class decides which word counts: a configuration also keeps the words of the scheduler that it came from.
+    """
+    return next((name for name in ("flow_shift", "shift") if name in signature(type(scheduler)).parameters), "")
+
+
+def _schedule(pipeline: Pipeline, request: VideoRequest) -> dict[str, Any]:
+    """Return what a request changes of the scheduler's settings."""
+    name = _shift_name(pipeline.scheduler)
+    return {name: request.flow_shift} if name and request.flow_shift is not None else {}
+
+
 def _made(pipeline: Pipeline, request: VideoRequest, num_frames: int, height: int, width: int) -> dict[str, Any]:
     """Return how a video's first pass was made. Plain JSON."""
-    scheduler = type(pipeline.scheduler)
-    # Its class decides which word counts: a configuration also keeps the words of the scheduler that it came from.
-    shift = next((name for name in ("flow_shift", "shift") if name in signature(scheduler).parameters), "")
+    shift = _shift_name(pipeline.scheduler)
     made: dict[str, Any] = {
-        "scheduler": scheduler.__name__,
-        "flow_shift": pipeline.scheduler.config.get(shift),
+        "scheduler": type(pipeline.scheduler).__name__,
+        "flow_shift": _schedule(pipeline, request).get(shift, pipeline.scheduler.config.get(shift)),
         "passes": 1,
     }
     if pipeline.config.boundary_ratio is not None:

@@ -138,6 +138,16 @@ class VideoJob:
         """Seconds from the last start to the end, 0.0 until then."""
         return max(0.0, self.ended_at - self.started_at) if self.ended_at and self.started_at else 0.0
 
+    def kept_until(self, retention_s: float) -> float:
+        """Return when record and files go, seconds since the epoch: what a link may promise at most.
+
+        Of a job that has not ended, as if it ended where it began: what its link may promise before anybody knows.
+
+        Args:
+            retention_s: how long this server keeps any.
+        """
+        return (self.ended_at or self.created_at) + (min(self.keep_s, retention_s) if self.keep_s else retention_s)
+
     def to_record(self) -> dict[str, str]:
         """Return the fields of the Redis hash; every value is text."""
         values = asdict(self)
@@ -162,8 +172,9 @@ _TEXT = {
     "lane", "batch_key", "not_resumable", "account", "base_url", "webhook",
 }  # fmt: skip
 
-#: Version of the records that this code writes and the newest that it reads: older ones lack `model` and `tag`.
-SCHEMA = 2
+#: Version of the records that this code writes and the newest that it reads: older ones lack `model` and `tag` (1), or
+#: `flow_shift` in the request (2).
+SCHEMA = 3
 
 #: What a client reads whose job took too long.
 TIMEOUT_MESSAGE = "The job ran longer than this server allows (job_timeout_s)."

@@ -108,6 +108,8 @@ class VideoRequest:
         improved_sampling_seed: None is plain sampling; else 0..2**63-1, the seed of the extra noise that FreeInit
             draws between its iterations.
         outputs: the files to make of the same frames, at least one.
+        flow_shift: how far the noise schedule leans towards high noise, over 0; None is the entry's own. Wan alone
+            has it; no effect on LTX and AnimateDiff.
     """
 
     model: str
@@ -127,6 +129,7 @@ class VideoRequest:
     closed_loop: bool = False
     upscale: Upscale | None = None
     improved_sampling_seed: int | None = None
+    flow_shift: float | None = None
 
     @property
     def num_frames(self) -> int:

@@ -131,8 +131,9 @@ end
 -- Everything that an end entails beside the record's own fields.
 local function finish(id, status, fence, t, retention_s, rq)
   local key = job_key(id)
-  local r = redis.call('HMGET', key, 'model', 'execution', 'number', 'owner')
-  local model = r[1] or ''
+  local r = redis.call('HMGET', key, 'model', 'execution', 'number', 'owner', 'keep_s')
+  local model, keep_s = r[1] or '', tonumber(r[5] or '') or 0
+  if keep_s > 0 then retention_s = math.min(retention_s, math.ceil(keep_s)) end
   redis.call('HSET', key, 'status', status, 'claimable', 0, 'ended_by', fence, 'ended_at', seconds(t), 'stage', '')
   redis.call('EXPIRE', key, retention_s)
   if r[3] then redis.call('EXPIRE', 'polyreel:number:' .. r[3], retention_s) end
@@ -141,6 +142,7 @@ local function finish(id, status, fence, t, retention_s, rq)
   unlease(id, model, r[2])
   if r[4] and redis.call('HINCRBY', 'polyreel:open:owners', r[4], -1) <= 0 then
     redis.call('HDEL', 'polyreel:open:owners', r[4])
+    redis.call('EXPIRE', 'polyreel:jobs:' .. r[4], retention_s) -- with the last record that it can name
   end
   redis.call('HINCRBY', 'polyreel:counts', status, 1)
   if redis.call('EXISTS', RQ_JOB .. id) == 1 then

@@ -29,6 +29,7 @@ redis.call('HSET', job_key(id), 'number', number, 'claimable', 1, 'fence', 0, 'm
 redis.call('HSET', job_key(id), 'created_at', seconds(t))
 redis.call('ZADD', 'polyreel:open', seconds(t), id)
 redis.call('ZADD', 'polyreel:jobs:' .. terms.owner, number, id)
+redis.call('PERSIST', 'polyreel:jobs:' .. terms.owner)
 redis.call('HINCRBY', 'polyreel:open:owners', terms.owner, 1)
 redis.call('HINCRBY', 'polyreel:counts', 'submitted', 1)
 redis.call('HSET', RQ_JOB .. id, unpack(ARGV, 2 + terms.fields))

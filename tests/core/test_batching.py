@@ -33,6 +33,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "closed_loop": (True, False),
     "upscale": (Upscale(128, 192, 0.6, 3.0, 4), False),
     "improved_sampling_seed": (7, False),
+    "flow_shift": (5.0, False),
 }
 
 WITH_LORAS = replace(REQUEST, loras=(AdapterUse("ink", 0.5), AdapterUse("rain")))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from polyreel.job import JobStatus, Output
+from polyreel.job import SCHEMA, JobStatus, Output
 from polyreel.leases import Claim
 from polyreel.queue import Queue
 from tests.core.jobs import (
@@ -204,7 +204,7 @@ def test_a_record_that_cannot_be_read_keeps_no_other_from_being_repaired(queue: 
 def test_a_newer_versions_record_is_left_alone(queue: Queue, claimable: int) -> None:
     client = queue.records.client
     job = submit(queue)
-    client.hset(f"polyreel:job:{job}", mapping={"schema": 3, "status": "dreaming", "claimable": claimable})
+    client.hset(f"polyreel:job:{job}", mapping={"schema": SCHEMA + 1, "status": "dreaming", "claimable": claimable})
     client.zrem(f"polyreel:ready:{MODEL}", job)
     client.lrem(f"rq:queue:{MODEL}", 0, job)
     before = client.hgetall(f"polyreel:job:{job}")

@@ -389,6 +389,17 @@ def test_the_catalogue_sets_the_flow_shift_which_changes_the_video_and_is_in_the
     assert np.abs(before.frames.astype(int) - after.frames).mean() > 0.1
 
 
+def test_the_flow_shift_of_a_request_does_what_the_catalogues_does_and_only_for_that_request(wan, ask):
+    shifted = load_tiny(T2V21, wan(T2V21).folder, scheduler={"flow_shift": 5.0})
+    plain, asked = ask(upscale=UPSCALED), ask(upscale=UPSCALED, flow_shift=5.0)
+    [before], [of_request], [after] = (wan(T2V21).videos([request]) for request in (plain, asked, plain))
+
+    assert of_request.made["flow_shift"] == 5.0
+    assert np.array_equal(of_request.frames, shifted.videos([plain])[0].frames)
+    assert not np.array_equal(of_request.frames, before.frames)
+    assert (after.made["flow_shift"], np.array_equal(after.frames, before.frames)) == (3.0, True)
+
+
 def test_the_videos_of_a_batch_do_not_share_their_receipts(wan, ask):
     one, two = wan(T2V21).videos([ask(), ask(seed=2)])
 
