@@ -76,7 +76,7 @@ class OutputSpec:
     """One file to make of the frames.
 
     Args:
-        format: name of a format in `polyreel.formats`: "mp4", "gif", "webm" or "zip".
+        format: name of a format in `polyreel.formats`, such as "mp4", "gif", "webm", "zip" or "thumbnail".
         fps: playback rate of this file, frames per second, more than 0.
         quality: "fast", "good" or "best"; a format without qualities ignores it.
     """

@@ -200,7 +200,7 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 
 def _format(output: Path) -> str:
     """Return the name of the format that the file's ending means, when the file can be written."""
-    by_extension = {f".{format.extension}": format.name for format in formats().values()}
+    by_extension = {f".{format.extension}": format.name for format in formats().values() if format.kind != "picture"}
     name = by_extension.get(output.suffix.lower())
     if name is None:
         raise InvalidRequest(f"--output must end in one of {', '.join(by_extension)}, got {output.name}")

@@ -11,13 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from polyreel.discovery import discover
 from polyreel.request import OutputSpec
 
 if TYPE_CHECKING:  # the API process lists formats and their media types, and needs no numpy for it
     import numpy as np
+
+
+#: What a file is: one that plays, every frame by itself, or a still picture that shows what the video is like.
+Kind = Literal["video", "frames", "picture"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ class Format(Protocol):
     Attributes:
         name: what `OutputSpec.format` says, e.g. "mp4".
         media_type: the Content-Type of the file.
-        extension: of the file name, without the dot.
+        extension: of the file name, without the dot; no two formats share one.
+        kind: see `Kind`.
     """
 
     name: str
     media_type: str
     extension: str
+    kind: Kind
 
     def encode(
         self,

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyreel.errors import EncodingFailed
-from polyreel.formats import Audio, Format
+from polyreel.formats import Audio, Format, Kind
 from polyreel.formats._ffmpeg import REPRODUCIBLE, check_frames, encode_raw, frame_rate, time_limit_s, whole_file
 from polyreel.request import OutputSpec
 
@@ -61,6 +61,7 @@ class Gif:
     name = "gif"
     media_type = "image/gif"
     extension = "gif"
+    kind: Kind = "video"
 
     def encode(
         self,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyreel.formats import Audio, Format
+from polyreel.formats import Audio, Format, Kind
 from polyreel.formats._ffmpeg import (
     BT709,
     REPRODUCIBLE,
@@ -43,6 +43,7 @@ class Mp4:
     name = "mp4"
     media_type = "video/mp4"
     extension = "mp4"
+    kind: Kind = "video"
 
     def encode(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyreel.formats import Audio, Format
+from polyreel.formats import Audio, Format, Kind
 from polyreel.formats._ffmpeg import (
     BT709,
     REPRODUCIBLE,
@@ -41,6 +41,7 @@ class WebM:
     name = "webm"
     media_type = "video/webm"
     extension = "webm"
+    kind: Kind = "video"
 
     def encode(
         self,

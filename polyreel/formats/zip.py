@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from polyreel.formats import Audio, Format
+from polyreel.formats import Audio, Format, Kind
 from polyreel.formats._ffmpeg import check_frames, whole_file
 from polyreel.request import OutputSpec
 
@@ -33,6 +33,7 @@ class Zip:
     name = "zip"
     media_type = "application/zip"
     extension = "zip"
+    kind: Kind = "frames"
 
     def encode(
         self,

@@ -32,6 +32,7 @@ from polyreel.errors import (
     UnknownModel,
     UnknownRoute,
 )
+from polyreel.formats import formats
 from polyreel.job import JobStatus
 from polyreel.records import StoredJob
 from polyreel.request import AdapterUse, OutputSpec, PromptSpan, VideoRequest
@@ -270,11 +271,16 @@ def to_wire(stored: StoredJob, links: list[str], ttl_s: int, eta_s: int) -> dict
 
 
 def _videos(stored: StoredJob) -> list[tuple[str, str]]:
-    """Return (public key, format) of each video; a job of another dialect may also have made an archive."""
+    """Return (public key, format) of each video; a job of another dialect may also have made archives and pictures."""
     job = stored.job
     if not job.outputs:
         return []
-    return [(key, o.format) for key, o in zip(job.output_keys, job.outputs, strict=True) if o.format != "zip"]
+    known = formats()
+    return [
+        (key, output.format)
+        for key, output in zip(job.output_keys, job.outputs, strict=True)
+        if known[output.format].kind == "video"
+    ]
 
 
 def _ms(seconds: float) -> str:
