@@ -79,7 +79,16 @@ def read_picture(field: str, text: str) -> Picture:
     Raises:
         InvalidRequest: not base64, not a picture of a known format, damaged, or too large.
     """
-    content = decode(field, text)
+    return check_picture(field, decode(field, text))
+
+
+def check_picture(field: str, content: bytes) -> Picture:
+    """As `read_picture`, for a file as it is.
+
+    Raises:
+        InvalidRequest: not a picture of a known format, damaged, or too large.
+    """
+    _check_bytes(field, content)
     width, height = look_at(field, content)
     return Picture(picture_key(content), content, width, height)
 
@@ -100,9 +109,13 @@ def decode(field: str, text: str) -> bytes:
         raise InvalidRequest(f"{field} must be a picture in base64, got text that is not base64", field) from None
     if not content:
         raise InvalidRequest(f"{field} must be a picture in base64, got nothing", field)
+    _check_bytes(field, content)
+    return content
+
+
+def _check_bytes(field: str, content: bytes) -> None:
     if len(content) > MAX_BYTES:
         raise InvalidRequest(f"{field} must be a picture of at most {MAX_BYTES} bytes, got {len(content)}", field)
-    return content
 
 
 def look_at(field: str, content: bytes) -> tuple[int, int]:
