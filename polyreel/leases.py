@@ -14,6 +14,7 @@ from typing import Any
 
 import redis
 
+from polyreel.commands import EXPIRES_S, Orders, parse_orders
 from polyreel.durations import towards
 from polyreel.job import SCHEMA
 from polyreel.records import HEARTBEAT_TTL_S, RESIDENTS, WORKER_DIED, WORKER_PREFIX, ending_terms
@@ -153,14 +154,20 @@ class Leases:
         said = [str(part) for part in self._repair(args=arguments(terms))]
         return dict(zip(said[::2], said[1::2], strict=True))
 
-    def beat(self, worker: str, about: Mapping[str, Any]) -> None:
-        """Say that `worker` lives and what it is doing.
+    def beat(self, worker: str, about: Mapping[str, Any]) -> Orders:
+        """Say that `worker` lives and what it is doing; return what it is told.
 
         Args:
             about: JSON; its "loaded" are the models in memory, and "loading" is the one that will be.
         """
-        terms = {"worker": worker, "about": json.dumps(about), "models": models_of(about), "for_s": HEARTBEAT_TTL_S}
-        self._beat(args=arguments(terms))
+        terms = {
+            "worker": worker,
+            "about": json.dumps(about),
+            "models": models_of(about),
+            "for_s": HEARTBEAT_TTL_S,
+            "commands_s": EXPIRES_S,
+        }
+        return parse_orders(self._beat(args=arguments(terms)))
 
     def leave(self, worker: str) -> None:
         """Say that `worker` has stopped, so that nobody counts on it until its heartbeat has run out."""
