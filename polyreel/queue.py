@@ -91,6 +91,15 @@ class Queue:
                 terms=terms,
             )
 
+    def delete(self, job_id: str) -> bool:
+        """As `Records.delete`.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        with redis_errors():
+            return self.records.delete(job_id)
+
     def cancel(self, job_id: str) -> str:
         """As `Records.cancel`.
 

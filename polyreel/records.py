@@ -12,6 +12,9 @@
     polyreel:idempotency:{h}  hash, the job that an Idempotency-Key made
     polyreel:waiting:{id}     sorted set of the clients that wait for a job, by when they will be gone
     polyreel:worker:{name}    what a live worker says of itself, JSON; expires when it stops beating
+    polyreel:commands:{name}  what it is told about its models, see `polyreel.commands`
+    polyreel:pinned           hash, model to whether it stays loaded, likewise
+    polyreel:preview:{id}     a picture of an unfinished job, see `polyreel.previews`
     polyreel:residents        hash, worker to the models in its memory, JSON
     polyreel:seconds          hash, model name to the moving mean of its seconds per job
     polyreel:seconds:shapes   hash, `polyreel.durations.seconds_key` to the moving mean of its seconds, loading left out
@@ -131,6 +134,11 @@ def job_key(job_id: str) -> str:
     return f"polyreel:job:{job_id}"
 
 
+def jobs_key(owner: str) -> str:
+    """Return the key of an owner's index."""
+    return f"polyreel:jobs:{owner}"
+
+
 def parse(record: Mapping[Any, Any]) -> StoredJob | None:
     """Read a record hash; None when there is none. Any: redis-py types keys and values as bytes or text."""
     if "request" not in record:
@@ -173,6 +181,7 @@ class Records:
         self._advance = script(client, "advance")
         self._release = script(client, "release")
         self._cancel = script(client, "cancel")
+        self._delete = script(client, "delete")
 
     def create(
         self,
@@ -284,6 +293,14 @@ class Records:
             when its file is being made already; "" when there is no such job.
         """
         return str(self._cancel(args=arguments(self._terms() | {"id": job_id})))
+
+    def delete(self, job_id: str) -> bool:
+        """Forget a job that has ended, with all that leads to it; False for an unfinished one, which stays.
+
+        Its Idempotency-Key stands for nothing then, and its files are the caller's to remove. One that is not there is
+        deleted: a client asks again when the reply was lost.
+        """
+        return str(self._delete(args=arguments({"id": job_id}))) == "deleted"
 
     def _terms(self, error: str = "") -> dict[str, Any]:
         return ending_terms(self.retention_s, error) | {"lease_s": self.lease_s}

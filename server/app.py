@@ -40,6 +40,7 @@ from server.dialects import Dialect, dialects
 from server.edge import Edge, refused
 from server.gate import Gate
 from server.openapi import add_schemes
+from server.published import Published
 from server.services import Services, connect_reader
 from server.waiters import Waiters
 from server.waiting import Waiting
@@ -90,6 +91,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         waiters=Waiters(queue.records.client, gate, settings.retention_s),
         waiting=Waiting(reader, gate, settings.catalogue, rule, settings.resident_models),
         gate=gate,
+        published=Published(settings.retention_s),
     )
 
     @asynccontextmanager

@@ -46,7 +46,7 @@ from polyreel.settings import Settings
 from polyreel.storage import Storage
 from polyreel.terms import Terms
 from server.gate import Gate, budget
-from server.pictures import MAX_AT_ONCE, Picture, read_picture
+from server.pictures import MAX_AT_ONCE, Picture, check_picture, read_picture
 from server.published import Published
 from server.waiters import Waiters
 from server.waiting import Waiting
@@ -104,7 +104,7 @@ class Services:
     waiters: Waiters
     waiting: Waiting
     gate: Gate
-    published: Published = field(default_factory=Published)
+    published: Published
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _devices: _Devices = field(default_factory=_Devices)
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
@@ -128,6 +128,10 @@ class Services:
     async def read_picture(self, field: str, text: str) -> Picture:
         """As `server.pictures.read_picture`, in a thread; only so many at a time that memory is bounded."""
         return await anyio.to_thread.run_sync(read_picture, field, text, limiter=self._decoding)
+
+    async def check_picture(self, field: str, content: bytes) -> Picture:
+        """As `read_picture`, for a file as it is: a raw body, a part of a form."""
+        return await anyio.to_thread.run_sync(check_picture, field, content, limiter=self._decoding)
 
     async def submit(
         self,

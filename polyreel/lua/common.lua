@@ -128,11 +128,38 @@ local function retake(id, model, worker, execution, t, lease_s)
   return true
 end
 
+-- Webhooks wait in a line for each receiver (host and port of the URL), so that one that hangs holds up no other; see
+-- polyreel/webhooks.py. `polyreel:webhooks` says when the first of each line is due.
+local function receiver_of(url)
+  local authority = string.match(url, '^[^:/?#]*://([^/?#]*)') or ''
+  return string.lower(string.match(authority, '[^@]*$'))
+end
+
+local function settle_receiver(receiver)
+  local first = redis.call('ZRANGE', 'polyreel:webhooks:line:' .. receiver, 0, 0, 'WITHSCORES')
+  if first[2] then redis.call('ZADD', 'polyreel:webhooks', first[2], receiver)
+  else redis.call('ZREM', 'polyreel:webhooks', receiver) end
+end
+
+local function await_delivery(id, receiver, at)
+  redis.call('ZADD', 'polyreel:webhooks:line:' .. receiver, seconds(at), id)
+  settle_receiver(receiver)
+end
+
+-- Let keys of a job go with its record, now if that is gone already.
+local function expire_with_record(id, ...)
+  local lives_ms = redis.call('PTTL', job_key(id))
+  for _, key in ipairs({...}) do
+    if lives_ms == -2 then redis.call('DEL', key)
+    elseif lives_ms > 0 then redis.call('PEXPIRE', key, lives_ms) end
+  end
+end
+
 -- Everything that an end entails beside the record's own fields.
 local function finish(id, status, fence, t, retention_s, rq)
   local key = job_key(id)
-  local r = redis.call('HMGET', key, 'model', 'execution', 'number', 'owner', 'keep_s')
-  local model, keep_s = r[1] or '', tonumber(r[5] or '') or 0
+  local r = redis.call('HMGET', key, 'model', 'execution', 'number', 'owner', 'keep_s', 'webhook')
+  local model, keep_s, longest_s = r[1] or '', tonumber(r[5] or '') or 0, retention_s
   if keep_s > 0 then retention_s = math.min(retention_s, math.ceil(keep_s)) end
   redis.call('HSET', key, 'status', status, 'claimable', 0, 'ended_by', fence, 'ended_at', seconds(t), 'stage', '')
   redis.call('EXPIRE', key, retention_s)
@@ -140,11 +167,20 @@ local function finish(id, status, fence, t, retention_s, rq)
   redis.call('ZREM', 'polyreel:open', id)
   leave_line(id, model)
   unlease(id, model, r[2])
-  if r[4] and redis.call('HINCRBY', 'polyreel:open:owners', r[4], -1) <= 0 then
-    redis.call('HDEL', 'polyreel:open:owners', r[4])
-    redis.call('EXPIRE', 'polyreel:jobs:' .. r[4], retention_s) -- with the last record that it can name
+  redis.call('DEL', 'polyreel:preview:' .. id)
+  if r[4] then
+    local index = 'polyreel:jobs:' .. r[4]
+    if redis.call('HINCRBY', 'polyreel:open:owners', r[4], -1) <= 0 then
+      redis.call('HDEL', 'polyreel:open:owners', r[4])
+      redis.call('EXPIRE', index, longest_s) -- with the last record that it can name
+    end
+    -- Each end tidies a few, so that the index of an owner who is never idle and never lists stays small.
+    for _, old in ipairs(redis.call('ZRANGE', index, 0, 4)) do
+      if redis.call('EXISTS', job_key(old)) == 0 then redis.call('ZREM', index, old) end
+    end
   end
   redis.call('HINCRBY', 'polyreel:counts', status, 1)
+  if r[6] and r[6] ~= '' then await_delivery(id, receiver_of(r[6]), t) end
   if redis.call('EXISTS', RQ_JOB .. id) == 1 then
     local how = RQ_ENDS[status]
     redis.call('HSET', RQ_JOB .. id, 'status', how.status, 'ended_at', rq.iso, 'worker_name', '')

@@ -18,6 +18,9 @@ from polyreel.errors import ConfigurationError, StorageFailed, did_you_mean
 
 _KEY = re.compile(r"[a-z0-9]+(/[a-z0-9][a-z0-9._-]*)+")
 
+#: Folders of keys that hold a folder for each job.
+JOB_FOLDERS = ("out", "run")
+
 
 class Storage(Protocol):
     """Stores files under keys. Every method may block."""
@@ -41,6 +44,21 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the file; nothing happens when there is none."""
+
+    def delete_folder(self, folder: str) -> int:
+        """Remove every file under a folder of keys, such as "out/<uuid>"; return how many went.
+
+        Raises:
+            StorageFailed: backend away; some may have gone.
+        """
+
+    def folders(self, folder: str, before: float) -> list[str]:
+        """Return the names of the folders in a folder of keys in which nothing was stored since `before`.
+
+        Args:
+            folder: "out", which holds a folder for each job, or "run".
+            before: seconds since the epoch.
+        """
 
     def sweep(self, before: float) -> int:
         """Remove what was stored before `before` (seconds since the epoch); return how many files went.

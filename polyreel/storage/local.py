@@ -84,6 +84,32 @@ class LocalStorage:
             with suppress(FileNotFoundError):
                 self.path(key).unlink()
 
+    def delete_folder(self, folder: str) -> int:
+        """Remove the folder with our files in it, drafts of killed writers among them; what is not ours stays."""
+        removed = 0
+        root = self.path(folder)
+        for path in sorted(root.rglob("*"), reverse=True):  # what lies in a folder before the folder
+            if _OURS.fullmatch(path.relative_to(self.folder).as_posix()):
+                with suppress(OSError):  # another process removes too, or writes a newer file there
+                    if path.is_dir() and not path.is_symlink():
+                        path.rmdir()
+                    else:
+                        path.unlink()
+                        removed += 1
+        with suppress(OSError):
+            root.rmdir()
+        return removed
+
+    def folders(self, folder: str, before: float) -> list[str]:
+        """Return the names of old folders, empty ones among them."""
+        found = []
+        for path in (self.folder / folder).glob("*"):
+            with suppress(OSError):  # another process has removed it meanwhile
+                is_ours = path.is_dir() and _OURS.fullmatch(path.relative_to(self.folder).as_posix())
+                if is_ours and max(inner.lstat().st_mtime for inner in (path, *path.rglob("*"))) < before:
+                    found.append(path.name)
+        return found
+
     def sweep(self, before: float) -> int:
         """Remove old files, drafts of killed writers among them, and the folders that are empty then."""
         removed = 0

@@ -42,6 +42,23 @@ class MemoryStorage:
         """Remove the file if it is there."""
         self.files.pop(check_key(key), None)
 
+    def delete_folder(self, folder: str) -> int:
+        """Remove what lies under the folder."""
+        inside = [key for key in self.files if key.startswith(check_key(folder) + "/")]
+        for key in inside:
+            self.delete(key)
+        return len(inside)
+
+    def folders(self, folder: str, before: float) -> list[str]:
+        """Return the names of folders without a newer file."""
+        newest: dict[str, float] = {}
+        for key, (stored_at, _) in self.files.items():
+            top, _, rest = key.partition("/")
+            if top == folder and "/" in rest:
+                name = rest.partition("/")[0]
+                newest[name] = max(newest.get(name, stored_at), stored_at)
+        return [name for name, stored_at in newest.items() if stored_at < before]
+
     def sweep(self, before: float) -> int:
         """Remove old files."""
         old = [key for key, (stored_at, _) in self.files.items() if stored_at < before]

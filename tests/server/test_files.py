@@ -307,7 +307,7 @@ async def test_what_was_asked_for_longest_ago_is_forgotten_first() -> None:
         job = queued(id=job_id, output_keys=(key,), outputs=(output,), status=JobStatus.SUCCEEDED)
         return StoredJob(job, 1, 3, False)
 
-    published = Published(most=2)
+    published = Published(retention_s=60, most=2)
     for name in (0, 1, 0, 2, 0, 1):
         key = f"out/{ids[name]}/{ids[name]}.mp4"
         assert await published.storage_key(key, read) == f"out/{ids[name]}/3/{ids[name]}.mp4"
