@@ -16,6 +16,7 @@
     ├── TooManyJobs             the queue is full, for everybody or for one owner
     │   └── LimitReached        a key's own limit: requests a minute, or GPU seconds a day
     ├── NotCancellable          the job has ended, or its file is being made already
+    ├── NotDeliverable          the job has no webhook, or has not ended
     ├── QueueUnavailable        Redis does not answer
     ├── StillRunning            a synchronous caller waited as long as it may
     ├── GenerationFailed        the pipeline raised, or returned NaN
@@ -23,6 +24,7 @@
     │   ├── OutOfMemory         the device has too little memory for this job
     │   └── AdapterUnavailable  a LoRA or embedding is missing, broken, or made for another model
     ├── Cancelled               raised inside a step callback to stop a pipeline
+    ├── OutboundFailed          what a client named did not answer, or not as it must
     ├── CheckpointUnavailable   weights are missing, broken, or not safetensors
     ├── StorageFailed           a file could not be written or read
     └── ConfigurationError      a setting is wrong; shown without a traceback, exit code 2
@@ -78,6 +80,12 @@ class UnsafeAddress(InvalidRequest):
     """Raised for a URL that leads to an address, a port or a scheme that this server does not reach for clients."""
 
     code = "unsafe_address"
+
+
+class NotFetched(InvalidRequest):
+    """Raised when a picture cannot be fetched from the link that stands for it."""
+
+    code = "not_fetched"
 
 
 class RequestTooLarge(InvalidRequest):
@@ -160,6 +168,12 @@ class NotCancellable(PolyreelError):
         self.reason = reason
 
 
+class NotDeliverable(PolyreelError):
+    """Raised when a webhook is to be delivered again that there is not, or not yet."""
+
+    code = "not_deliverable"
+
+
 class QueueUnavailable(PolyreelError):
     """Raised when Redis refuses, hangs or is full; nothing was acknowledged."""
 
@@ -208,6 +222,12 @@ class Cancelled(PolyreelError):
     """Raised from a step callback to end a running pipeline at once."""
 
     code = "cancelled"
+
+
+class OutboundFailed(PolyreelError):
+    """Raised when a URL that a client gave cannot be reached, is too slow, or answers something that is of no use."""
+
+    code = "outbound_failed"
 
 
 class CheckpointUnavailable(PolyreelError):

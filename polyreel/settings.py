@@ -25,12 +25,15 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from polyreel.addresses import AllowList
 from polyreel.catalogue import Catalogue
 from polyreel.entries import Adapter, ServedModel
 from polyreel.errors import ConfigurationError, did_you_mean
 from polyreel.scheduling import Rule
 
 _KEY = re.compile(r"[!-+\--~][ !-+\--~]{14,}[!-+\--~]")  # 16 or more printable ASCII characters, no comma
+
+_WEBHOOK_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,86}={0,2}")  # 24 to 64 bytes, as Standard Webhooks says
 
 
 def default_state_dir() -> Path:
@@ -197,6 +200,22 @@ class Settings(BaseSettings):
     @classmethod
     def _split_list(cls, value: object) -> object:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _are_webhook_secrets(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(_WEBHOOK_SECRET.fullmatch(secret.get_secret_value()) for secret in secrets):
+            raise ValueError(
+                "each must be whsec_ and 24 to 64 bytes in base64; make one: "
+                "python -c 'import base64, os; print(\"whsec_\" + base64.b64encode(os.urandom(32)).decode())'"
+            )
+        return secrets
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _are_hosts_and_networks(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        AllowList.read(entries)
+        return entries
 
     @field_validator("public_url")
     @classmethod

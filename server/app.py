@@ -31,6 +31,7 @@ from polyreel.errors import (
 from polyreel.formats import formats
 from polyreel.keys import ApiKeys
 from polyreel.links import LinkSigner
+from polyreel.outbound import Outbound
 from polyreel.queue import Queue
 from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings, explain
@@ -91,6 +92,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         waiters=Waiters(queue.records.client, gate, settings.retention_s),
         waiting=Waiting(reader, gate, settings.catalogue, rule, settings.resident_models),
         gate=gate,
+        outbound=Outbound(settings.webhook_allow, settings.outbound_http),
         published=Published(settings.retention_s),
     )
 

@@ -1,8 +1,8 @@
 """Pictures that clients send: decoded strictly, looked at before any job is acknowledged, kept under their digest.
 
-Knows no dialect and fetches nothing. A picture is stored as it came, once its request is otherwise admitted: the worker
-decodes it again, turned as its EXIF says, and a key that is its content's digest lets identical requests find each
-other in the result cache.
+Knows no dialect, and fetches nothing: `Services.fetch_picture` does, through `polyreel.outbound`. A picture is stored
+as it came, once its request is otherwise admitted: the worker decodes it again, turned as its EXIF says, and a key that
+is its content's digest lets identical requests find each other in the result cache.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ MAX_PIXELS = 25_000_000
 
 #: Pictures that one process decodes at the same time: what they take together stays below 300 MB.
 MAX_AT_ONCE = 2
+
+#: Longest time in which a picture comes from a link, seconds; and how many come at the same time, of 15 MB each.
+FETCH_S = 20.0
+MAX_FETCHES = 8
 
 #: Formats that are taken, by Pillow's names.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -91,6 +95,11 @@ def check_picture(field: str, content: bytes) -> Picture:
     _check_bytes(field, content)
     width, height = look_at(field, content)
     return Picture(picture_key(content), content, width, height)
+
+
+def is_link(text: str) -> bool:
+    """Return whether a text is a URL, of whatever scheme, and neither base64 nor a data URL."""
+    return "://" in text[:40]
 
 
 def decode(field: str, text: str) -> bytes:

@@ -22,12 +22,22 @@ from starlette.concurrency import run_in_threadpool
 import polyreel
 from polyreel.admission import check_fits, needed_bytes
 from polyreel.catalogue import Catalogue
-from polyreel.errors import KeyReused, NotCancellable, QueueUnavailable, StorageFailed, TooManyJobs, UnknownJob
+from polyreel.errors import (
+    KeyReused,
+    NotCancellable,
+    NotFetched,
+    OutboundFailed,
+    QueueUnavailable,
+    StorageFailed,
+    TooManyJobs,
+    UnknownJob,
+)
 from polyreel.estimates import Estimate
 from polyreel.formats import formats
 from polyreel.job import VideoJob, new_job
 from polyreel.keys import ApiKeys, Caller, Scope
 from polyreel.links import LinkSigner, file_url
+from polyreel.outbound import Outbound
 from polyreel.queue import Queue
 from polyreel.records import (
     BRIEF_TIMEOUTS,
@@ -46,7 +56,7 @@ from polyreel.settings import Settings
 from polyreel.storage import Storage
 from polyreel.terms import Terms
 from server.gate import Gate, budget
-from server.pictures import MAX_AT_ONCE, Picture, check_picture, read_picture
+from server.pictures import FETCH_S, MAX_AT_ONCE, MAX_BYTES, MAX_FETCHES, Picture, check_picture, is_link, read_picture
 from server.published import Published
 from server.waiters import Waiters
 from server.waiting import Waiting
@@ -90,6 +100,7 @@ class Services:
         waiters: who waits for which job.
         waiting: where jobs stand in the queue.
         gate: what every call to Redis passes.
+        outbound: what every call to a client's URL passes.
         published: which stored files links lead to.
         stopping: set when this process is told to stop; whoever waits for a job says so to its client then.
     """
@@ -104,10 +115,12 @@ class Services:
     waiters: Waiters
     waiting: Waiting
     gate: Gate
+    outbound: Outbound
     published: Published
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _devices: _Devices = field(default_factory=_Devices)
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
+    _fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_FETCHES))
     _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def caller(self, key: str | None, scope: Scope) -> Caller:
@@ -128,6 +141,34 @@ class Services:
     async def read_picture(self, field: str, text: str) -> Picture:
         """As `server.pictures.read_picture`, in a thread; only so many at a time that memory is bounded."""
         return await anyio.to_thread.run_sync(read_picture, field, text, limiter=self._decoding)
+
+    async def fetch_picture(self, field: str, text: str) -> Picture:
+        """Return a picture that a client sends in base64, or names by a link.
+
+        Args:
+            field: in the client's words, for messages.
+            text: as for `read_picture`, or an absolute URL.
+
+        Raises:
+            UnsafeAddress: the link leads where this server does not go for clients.
+            NotFetched: nothing comes of the link.
+            InvalidRequest: no picture, or none that is taken.
+        """
+        if not is_link(text):
+            return await self.read_picture(field, text)
+
+        def fetch() -> bytes:
+            return self.outbound.fetch(text, MAX_BYTES, FETCH_S, field).content
+
+        try:
+            content = await anyio.to_thread.run_sync(fetch, limiter=self._fetching)
+        except OutboundFailed as err:
+            raise NotFetched(err.message, field) from err
+        return await self.check_picture(field, content)
+
+    def check_url(self, field: str, url: str) -> str:
+        """As `Outbound.check_url`: return a webhook's URL as it will be called, or raise for one that never will be."""
+        return self.outbound.check_url(field, url)
 
     async def check_picture(self, field: str, content: bytes) -> Picture:
         """As `read_picture`, for a file as it is: a raw body, a part of a form."""
