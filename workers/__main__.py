@@ -181,7 +181,7 @@ def _work(options: argparse.Namespace) -> int:
     keeping.on_alone = alone
     attempts.unavailable = {model: trouble for model, trouble in state.items() if trouble}
     keeping.start()  # before a model is loaded, which may take minutes: it also looks after what the dead left behind
-    sweeper = Sweeper(storage, settings.retention_s, scratch)
+    sweeper = Sweeper(storage, settings.retention_s, scratch, reports.client)
     try:
         attempts.unavailable |= {model: trouble for model, trouble in residency.load_pinned().items() if trouble}
         keeping.refresh()

@@ -1,4 +1,9 @@
-"""Removes what nobody may fetch any more: results past their retention, and what killed workers left in scratch."""
+"""Removes what nobody may fetch any more.
+
+Results past their retention; the files of jobs whose record has gone before, because it was deleted or was to be kept
+only briefly; what killed workers left in scratch. A results folder belongs to one Redis: what another one's jobs had
+made would be taken for forgotten.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import redis
 import structlog
 
-from polyreel.storage import Storage
+from polyreel.records import job_key
+from polyreel.storage import JOB_FOLDERS, Storage
 
 log = structlog.get_logger()
 
@@ -19,6 +26,9 @@ SWEEP_S = 3600.0
 
 #: A result outlives its record and its links by this much, seconds: clocks differ, downloads take time.
 GRACE_S = 3600.0
+
+#: Jobs that Redis is asked about in one call.
+_CHUNK = 500
 
 #: Anything younger in the scratch folder may belong to a worker that lives, seconds.
 SCRATCH_S = 24 * 3600.0
@@ -31,10 +41,12 @@ class Sweeper:
         storage: of the results.
         retention_s: how long a finished job is kept, seconds.
         scratch: folder of files in the making.
+        client: of the Redis that holds the records.
     """
 
-    def __init__(self, storage: Storage, retention_s: float, scratch: Path) -> None:
+    def __init__(self, storage: Storage, retention_s: float, scratch: Path, client: redis.Redis) -> None:
         self._storage = storage
+        self._client = client
         self._retention_s = retention_s
         self._scratch = scratch
         self._stop = threading.Event()
@@ -54,7 +66,27 @@ class Sweeper:
             with suppress(FileNotFoundError):  # another worker has just finished with it
                 if now - leftover.stat().st_mtime > SCRATCH_S:
                     shutil.rmtree(leftover, ignore_errors=True)
-        return self._storage.sweep(now - self._retention_s - GRACE_S)
+        removed = self._storage.sweep(now - self._retention_s - GRACE_S)
+        for folder in JOB_FOLDERS:
+            names = self._storage.folders(folder, now - GRACE_S)
+            for i in range(0, len(names), _CHUNK):
+                removed += self._remove_forgotten(folder, names[i : i + _CHUNK])
+        return removed
+
+    def _remove_forgotten(self, folder: str, job_ids: list[str]) -> int:
+        """Remove the files of those jobs that have no record; return how many went.
+
+        An unfinished job always has one, and one that ends meanwhile has one too.
+        """
+        pipeline = self._client.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.exists(job_key(job_id))
+        known = pipeline.execute()
+        return sum(
+            self._storage.delete_folder(f"{folder}/{job_id}")
+            for job_id, is_known in zip(job_ids, known, strict=True)
+            if not is_known
+        )
 
     def _run(self) -> None:
         while True:

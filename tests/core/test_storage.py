@@ -99,6 +99,35 @@ def test_a_sweep_removes_what_is_old_and_nothing_else(storage: Storage, source) 
     assert storage.sweep(between) == 0
 
 
+def test_a_folder_goes_with_all_that_lies_in_it_and_nothing_else(storage: Storage, source) -> None:
+    for key in (KEY, "out/7b1e/3/7b1e.mp4", "out/7b1e/3/7b1e.webm", "out/7b1e0/7b1e0.mp4"):
+        storage.put(source(b"the video"), key)
+    assert storage.delete_folder("out/7b1e") == 3
+    assert [storage.size(key) for key in (KEY, "out/7b1e/3/7b1e.mp4", "out/7b1e0/7b1e0.mp4")] == [None, None, 9]
+    assert storage.delete_folder("out/7b1e") == 0
+
+
+@pytest.mark.parametrize("folder", ["../out", "out/..", "/out/7b1e", "out", ""])
+def test_no_folder_but_a_jobs_is_removed(storage: Storage, source, folder: str) -> None:
+    storage.put(source(b"the video"), KEY)
+    with pytest.raises(StorageFailed):
+        storage.delete_folder(folder)
+    assert storage.size(KEY) == 9
+
+
+def test_folders_are_told_in_which_nothing_was_stored_lately(storage: Storage, source) -> None:
+    storage.put(source(b"old"), "out/aaaa/1/aaaa.mp4")
+    storage.put(source(b"old"), "out/bbbb/bbbb.mp4")
+    storage.put(source(b"old"), "run/cccc/1")
+    time.sleep(0.05)
+    between = time.time()
+    time.sleep(0.05)
+    storage.put(source(b"new"), "out/bbbb/2/bbbb.mp4")
+    assert storage.folders("out", between) == ["aaaa"]
+    assert storage.folders("run", between) == ["cccc"]
+    assert storage.folders("out", between - 60) == []
+
+
 def test_the_folder_of_a_key_is_no_file(storage: Storage, source) -> None:
     storage.put(source(b"the video"), KEY)
     assert storage.size("out/7b1e") is None

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from polyreel.job import new_job
+from polyreel.records import Records
 from polyreel.storage.local import LocalStorage
+from tests.core.jobs import REQUEST
 from workers.sweeper import Sweeper
 
 HOUR, DAY = 3600.0, 24 * 3600.0
@@ -19,31 +24,32 @@ def stored(folder: Path, name: str, age_s: float, now: float) -> Path:
     return path
 
 
-def test_a_result_goes_an_hour_after_its_retention_and_not_before(tmp_path: Path) -> None:
+def test_a_result_goes_an_hour_after_its_retention_and_not_before(tmp_path: Path, records: Records) -> None:
     now = 2_000_000_000.0
     storage = LocalStorage(tmp_path / "results")
     kept = stored(storage.folder, "out/a/a.mp4", 7 * DAY + 0.9 * HOUR, now)
+    records.client.hset("polyreel:job:a", "status", "succeeded")
     gone = stored(storage.folder, "out/b/b.mp4", 7 * DAY + 1.1 * HOUR, now)
-    assert Sweeper(storage, 7 * DAY, tmp_path / "scratch").sweep(now) == 1
+    assert Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client).sweep(now) == 1
     assert kept.exists()
     assert not gone.exists()
 
 
-def test_what_killed_workers_left_in_scratch_goes_after_a_day(tmp_path: Path) -> None:
+def test_what_killed_workers_left_in_scratch_goes_after_a_day(tmp_path: Path, records: Records) -> None:
     now = 2_000_000_000.0
     old, young = tmp_path / "scratch" / "old", tmp_path / "scratch" / "young"
     for folder, age_s in ((old, 25 * HOUR), (young, 23 * HOUR)):
         stored(folder, "half.mp4", age_s, now)
         os.utime(folder, (now - age_s, now - age_s))
-    Sweeper(LocalStorage(tmp_path / "results"), DAY, tmp_path / "scratch").sweep(now)
+    Sweeper(LocalStorage(tmp_path / "results"), DAY, tmp_path / "scratch", records.client).sweep(now)
     assert not old.exists()
     assert young.exists()
 
 
-def test_a_worker_sweeps_as_soon_as_it_starts(tmp_path: Path) -> None:
+def test_a_worker_sweeps_as_soon_as_it_starts(tmp_path: Path, records: Records) -> None:
     storage = LocalStorage(tmp_path / "results")
     gone = stored(storage.folder, "out/a/a.mp4", 0, 1_000_000_000.0)
-    sweeper = Sweeper(storage, DAY, tmp_path / "scratch")
+    sweeper = Sweeper(storage, DAY, tmp_path / "scratch", records.client)
     sweeper.start()
     for _ in range(200):
         if not gone.exists():
@@ -53,11 +59,42 @@ def test_a_worker_sweeps_as_soon_as_it_starts(tmp_path: Path) -> None:
     assert not gone.exists()
 
 
-def test_what_another_worker_removes_meanwhile_stops_no_sweep(tmp_path: Path) -> None:
+def test_what_another_worker_removes_meanwhile_stops_no_sweep(tmp_path: Path, records: Records) -> None:
     now = 2_000_000_000.0
     storage = LocalStorage(tmp_path / "results")
     gone = stored(storage.folder, "out/b/b.mp4", 8 * DAY, now)
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "dangling").symlink_to(tmp_path / "nowhere")  # listed, and not there
-    assert Sweeper(storage, 7 * DAY, tmp_path / "scratch").sweep(now) == 1
+    assert Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client).sweep(now) == 1
     assert not gone.exists()
+
+
+@pytest.mark.parametrize("key", ["out/{id}/{id}.gif", "out/{id}/3/{id}.gif", "run/{id}/3"])
+def test_files_whose_record_is_gone_go_after_an_hour(tmp_path: Path, records: Records, key: str) -> None:
+    now = 2_000_000_000.0
+    storage = LocalStorage(tmp_path / "results")
+    job = new_job(REQUEST, dialect="modelslab", owner="alice", extensions=("gif",))
+    records.create(job, max_open=10)
+    ids = {
+        "known": job.id,
+        "young": "7b1e0000-0000-4000-8000-000000000001",
+        "old": "7b1e0000-0000-4000-8000-000000000002",
+    }
+    files = {
+        name: stored(storage.folder, key.format(id=job_id), 0.9 * HOUR if name == "young" else 1.1 * HOUR, now)
+        for name, job_id in ids.items()
+    }
+    for folder in storage.folder.rglob("*"):
+        if folder.is_dir():
+            os.utime(folder, (now - 1.1 * HOUR, now - 1.1 * HOUR))
+    assert Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client).sweep(now) == 1
+    assert {name: file.exists() for name, file in files.items()} == {"known": True, "young": True, "old": False}
+    assert not (storage.folder / key.split("/")[0] / ids["old"]).exists()
+
+
+def test_pictures_stay_whatever_jobs_are_gone(tmp_path: Path, records: Records) -> None:
+    now = 2_000_000_000.0
+    storage = LocalStorage(tmp_path / "results")
+    picture = stored(storage.folder, f"in/{'a' * 64}", 2 * HOUR, now)
+    assert Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client).sweep(now) == 0
+    assert picture.exists()
