@@ -13,6 +13,9 @@ from polyreel.entries import Adapter, ServedModel, Task
 from polyreel.errors import ConfigurationError, InvalidRequest, NotServedYet, UnknownModel, did_you_mean
 from polyreel.request import VideoRequest
 
+#: The dialect in which entries go by their catalogue names, those of every other dialect being understood too.
+OWN = "native"
+
 
 class Catalogue:
     """Resolves public names to entries.
@@ -78,6 +81,26 @@ class Catalogue:
             raise UnknownModel(public_name, self.public_names(dialect))
         return found
 
+    def resolve_any(self, name: str) -> str:
+        """Return the catalogue name that `name` means: itself, or a public name of whatever dialect.
+
+        Raises:
+            UnknownModel: names what is served.
+            InvalidRequest: it means several, each in another dialect; names them.
+        """
+        own = self.find(OWN, name)
+        if own is not None:
+            return own
+        found = {entry: dialect for (dialect, public), entry in self._by_name.items() if public == name.lower()}
+        if not found:
+            raise UnknownModel(name, self.public_names(OWN))
+        if len(found) > 1:
+            several = ", ".join(f"{entry} ({dialect})" for entry, dialect in sorted(found.items()))
+            raise InvalidRequest(
+                f"model: {name[:200]} means several models here: {several}. Use one of these.", "model"
+            )
+        return next(iter(found))
+
     def resolve_lora(self, dialect: str, public_name: str, model: str) -> str:
         """Return the catalogue name of a LoRA that fits `model`.
 
@@ -110,7 +133,7 @@ class Catalogue:
             if task not in entry.tasks:
                 able = [name for name in self.models if task in self.models[self._runs(name, request)].tasks]
                 if dialect is not None:
-                    able = [public for name in able for public in self.models[name].names.get(dialect, ())]
+                    able = [public for name in able for public in _names(name, self.models[name], dialect)]
                 called = request.model if dialect is None else self.called(asked, dialect)
                 raise NotServedYet(
                     f"{field}: {called} cannot do this ({task}). Models that can: {', '.join(able) or 'none here'}.",
@@ -121,7 +144,7 @@ class Catalogue:
 
     def called(self, model: str, dialect: str) -> str:
         """Return how clients of a dialect call an entry; "this model" where it has no name there, or several."""
-        names = self.models[model].names.get(dialect, ())
+        names = _names(model, self.models[model], dialect)
         return names[0] if len(names) == 1 else "this model"
 
     def _runs(self, model: str, request: VideoRequest) -> str:
@@ -138,7 +161,7 @@ class Catalogue:
             if request.model not in adapter.models:
                 called, runs = name, request.model
                 if dialect is not None:
-                    called, runs = next(iter(adapter.names.get(dialect, ())), "it"), "the model"
+                    called, runs = next(iter(_names(name, adapter, dialect)), "it"), "the model"
                 raise NotServedYet(
                     f"{field}: {called} was not made for {runs}, which runs requests with a picture here; "
                     "leave one of the two out.",
@@ -147,7 +170,12 @@ class Catalogue:
 
     def public_names(self, dialect: str) -> list[str]:
         """Return every name that `dialect` serves, in catalogue order."""
-        return [name for entry in self.models.values() for name in entry.names.get(dialect, ())]
+        return [public for name, entry in self.models.items() for public in _names(name, entry, dialect)]
+
+
+def _names(name: str, entry: ServedModel | Adapter, dialect: str) -> tuple[str, ...]:
+    """Return the names by which clients of a dialect call an entry or adapter."""
+    return (*((name,) if dialect == OWN else ()), *entry.names.get(dialect, ()))
 
 
 def _check_companion(entry: ServedModel, request: VideoRequest) -> None:
@@ -191,8 +219,8 @@ def _by_public_name(
     """Return catalogue names by (dialect, lower-case public name)."""
     found: dict[tuple[str, str], str] = {}
     for entry_name, entry in entries.items():
-        for dialect, names in entry.names.items():
-            for name in names:
+        for dialect in (OWN, *entry.names):
+            for name in _names(entry_name, entry, dialect):
                 taken = found.setdefault((dialect, name.lower()), entry_name)
                 if taken != entry_name:
                     raise ConfigurationError(
@@ -210,13 +238,18 @@ def _resolve_adapter(
     public_name: str,
     model: str,
 ) -> str:
-    found = by_name.get((dialect, public_name.lower()))
-    if found is None or model not in adapters[found].models:
+    called = public_name.lower()
+    own = by_name.get((dialect, called))
+    candidates = [own] if own else []
+    if dialect == OWN and not own:
+        candidates = [adapter for (_, public), adapter in by_name.items() if public == called]
+    found = next((name for name in candidates if model in adapters[name].models), None)
+    if found is None:
         fitting = [
             public
-            for adapter in adapters.values()
+            for name, adapter in adapters.items()
             if model in adapter.models
-            for public in adapter.names.get(dialect, ())
+            for public in _names(name, adapter, dialect)
         ]
         raise UnknownModel(public_name, fitting, kind=kind)
     return found

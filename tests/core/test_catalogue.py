@@ -60,6 +60,41 @@ def test_two_entries_may_not_share_a_name_of_one_dialect() -> None:
     )
 
 
+def test_our_own_clients_call_entries_by_their_catalogue_names_and_by_any_other() -> None:
+    catalogue = Catalogue({"a": served("ltx"), "b": served("Wan-AI/Wan2.1", dialect="huggingface"), "c": served()})
+    assert catalogue.public_names("native") == ["a", "b", "c"]
+    names = ["C", "ltx", "wan-ai/wan2.1"]
+    assert [catalogue.resolve_any(name) for name in names] == ["c", "a", "b"]
+    assert catalogue.called("a", "native") == "a"
+    with pytest.raises(UnknownModel) as refused:
+        catalogue.resolve_any("wan")
+    assert str(refused.value) == "Model wan is not served here. Served: a, b, c."
+
+
+def test_a_name_that_means_two_models_is_refused_with_both() -> None:
+    catalogue = Catalogue({"b": served("ltx"), "a": served("LTX", dialect="universal"), "c": served()})
+    with pytest.raises(InvalidRequest) as refused:
+        catalogue.resolve_any("Ltx")
+    assert str(refused.value) == (
+        "model: Ltx means several models here: a (universal), b (modelslab). Use one of these."
+    )
+    assert refused.value.field == "model"
+
+
+def test_a_catalogue_name_goes_before_another_dialects_word_for_something_else() -> None:
+    catalogue = Catalogue({"ltx": served(), "other": served("ltx")})
+    assert catalogue.resolve_any("ltx") == "ltx"
+
+
+def test_our_own_clients_call_loras_by_their_catalogue_names_and_by_any_other() -> None:
+    adapter = Adapter.model_validate({"checkpoint": "tiny:lora", "models": ["a"], "names": {"novita": ["Hands_1"]}})
+    catalogue = Catalogue({"a": served(), "b": served()}, loras={"hands": adapter})
+    assert [catalogue.resolve_lora("native", name, "a") for name in ("hands", "HANDS_1")] == ["hands", "hands"]
+    for name, model in (("hands", "b"), ("feet", "a")):
+        with pytest.raises(UnknownModel, match=f"LoRA {name} is not served here"):
+            catalogue.resolve_lora("native", name, model)
+
+
 def test_an_empty_catalogue_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"^models: the catalogue is empty"):
         Catalogue({})
