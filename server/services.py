@@ -330,6 +330,15 @@ class Services:
         async with self.gate.asking():
             return parse(await self.reader.hgetall(job_key(job_id)))
 
+    async def unfinished(self, owner: str) -> int:
+        """Return how many jobs of this owner have not ended.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        async with self.gate.asking():
+            return int(await self.reader.hget("polyreel:open:owners", owner) or 0)
+
     async def cancel(self, job_id: str, owner: str) -> StoredJob:
         """End a job of this owner that has not begun to be stored; one that was cancelled before stays so.
 

@@ -20,8 +20,10 @@ from polyreel.errors import QueueUnavailable, TooManyJobs
 from polyreel.job import JobStatus
 from polyreel.request import Upscale, VideoRequest
 from server.body import validate
-from server.dialects import modelslab
-from server.dialects.modelslab import ModelsLabSettings, TextToVideo
+from server.dialects.modelslab import ModelsLabSettings, text_to_video
+from server.dialects.modelslab.answers import to_wire
+from server.dialects.modelslab.refusals import render_error
+from server.dialects.modelslab.text_to_video import TextToVideo
 from server.services import Services
 from tests.conftest import Api
 from tests.dialects.golden import Row, finished, golden, without_drawn_seed
@@ -64,14 +66,14 @@ async def test_the_documented_loop_ends_with_a_link_to_the_video(api: Api) -> No
 
 @pytest.mark.parametrize("row", golden("modelslab"), ids=str)
 def test_a_body_becomes_the_neutral_request_and_the_answer(row: Row, catalogue: Catalogue) -> None:
-    request, meta = modelslab.from_wire(validate(TextToVideo, row.wire), catalogue, ModelsLabSettings())
+    request, meta = text_to_video.from_wire(validate(TextToVideo, row.wire), catalogue, ModelsLabSettings())
     assert without_drawn_seed(request, row.neutral) == VideoRequest.from_dict(row.neutral)
 
     assert meta.pop("seed") == request.seed
     assert row.answer["meta"].pop("seed", None) == row.neutral["seed"]
     stored = finished(request, FILE_PREFIX)
     stored.job.vendor["meta"] = meta
-    answer = modelslab.to_wire(stored, row.answer["output"][0], "http://api.test/fetch", 0)
+    answer = to_wire(stored, row.answer["output"], "http://api.test/fetch", 0)
     assert answer == row.answer
 
 
@@ -90,7 +92,7 @@ def test_upscaling_takes_both_sides_or_keeps_the_aspect_of_one(
     fields: dict[str, Any], size: tuple[int, int] | None, catalogue: Catalogue
 ) -> None:
     wire = validate(TextToVideo, {"prompt": "a cat", **fields})
-    request, meta = modelslab.from_wire(wire, catalogue, ModelsLabSettings())
+    request, meta = text_to_video.from_wire(wire, catalogue, ModelsLabSettings())
 
     assert (request.upscale and (request.upscale.height, request.upscale.width)) == size
     assert (meta["upscale_height"], meta["upscale_width"]) == (size or (None, None))
@@ -98,7 +100,7 @@ def test_upscaling_takes_both_sides_or_keeps_the_aspect_of_one(
 
 def test_upscaling_has_the_documented_defaults(catalogue: Catalogue) -> None:
     wire = validate(TextToVideo, {"prompt": "a cat", "upscale_height": 768, "upscale_width": 768})
-    request, _ = modelslab.from_wire(wire, catalogue, ModelsLabSettings())
+    request, _ = text_to_video.from_wire(wire, catalogue, ModelsLabSettings())
 
     assert request.upscale == Upscale(768, 768, strength=0.6, guidance_scale=12, num_inference_steps=20)
 
@@ -116,7 +118,7 @@ def test_improved_sampling_has_its_own_seed_on_models_that_have_it(
     model_id: str, fields: dict[str, Any], seed: int | None, catalogue: Catalogue
 ) -> None:
     wire = validate(TextToVideo, {"prompt": "a cat", "model_id": model_id, **fields})
-    request, meta = modelslab.from_wire(wire, catalogue, ModelsLabSettings())
+    request, meta = text_to_video.from_wire(wire, catalogue, ModelsLabSettings())
 
     assert request.improved_sampling_seed == seed
     assert meta["use_improved_sampling"] == ("yes" if "use_improved_sampling" in fields else "no")
@@ -168,7 +170,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"output_type": "webm"}, "output_type must be one of 'mp4' or 'gif', got \"webm\""),
     ({"temp": "perhaps"}, 'temp must be true or false, got "perhaps"'),
     ({"use_improved_sampling": 2}, "use_improved_sampling must be true or false, got 2"),
-    ({"webhook": "https://example.com/hook"}, "webhook is not served yet; leave it out and poll fetch_result"),
+    ({"webhook": "http://example.com/hook"}, "webhook must start with https://, got http://"),
 ]
 
 
@@ -197,7 +199,7 @@ CLAMPED = [
 def test_the_clamp_setting_takes_the_nearest_allowed_value(
     sent: dict[str, float], runs: dict[str, float], catalogue: Catalogue
 ) -> None:
-    request, meta = modelslab.from_wire(
+    request, meta = text_to_video.from_wire(
         validate(TextToVideo, {"prompt": "x"} | sent), catalogue, ModelsLabSettings(out_of_range="clamp")
     )
     assert {name: getattr(request, name) for name in runs} == runs
@@ -208,19 +210,19 @@ def test_the_clamp_setting_takes_the_nearest_allowed_value(
 @pytest.mark.parametrize("field", ["use_improved_sampling", "instant_response", "temp"])
 def test_a_true_boolean_is_echoed_as_yes(field: str, truth: object, catalogue: Catalogue) -> None:
     wire = validate(TextToVideo, {"prompt": "x", field: truth})
-    assert modelslab.from_wire(wire, catalogue, ModelsLabSettings())[1][field] == "yes"
+    assert text_to_video.from_wire(wire, catalogue, ModelsLabSettings())[1][field] == "yes"
 
 
 @pytest.mark.parametrize("untruth", [False, "no", "FALSE", 0, None])
 @pytest.mark.parametrize("field", ["use_improved_sampling", "instant_response", "temp"])
 def test_a_false_boolean_is_echoed_as_no(field: str, untruth: object, catalogue: Catalogue) -> None:
     wire = validate(TextToVideo, {"prompt": "x", field: untruth})
-    assert modelslab.from_wire(wire, catalogue, ModelsLabSettings())[1][field] == "no"
+    assert text_to_video.from_wire(wire, catalogue, ModelsLabSettings())[1][field] == "no"
 
 
 @pytest.mark.parametrize("seed", [None, -1, "-1"])
 def test_a_seed_that_is_not_given_is_drawn_and_reported(seed: object, catalogue: Catalogue) -> None:
-    request, meta = modelslab.from_wire(
+    request, meta = text_to_video.from_wire(
         validate(TextToVideo, {"prompt": "x", "seed": seed}), catalogue, ModelsLabSettings()
     )
     assert 0 <= request.seed < 2**32
@@ -230,7 +232,7 @@ def test_a_seed_that_is_not_given_is_drawn_and_reported(seed: object, catalogue:
 @pytest.mark.parametrize("track_id", ["order-7", 7, None])
 def test_track_id_is_echoed_as_given(track_id: object, catalogue: Catalogue) -> None:
     wire = validate(TextToVideo, {"prompt": "x", "track_id": track_id})
-    assert modelslab.from_wire(wire, catalogue, ModelsLabSettings())[1]["track_id"] == track_id
+    assert text_to_video.from_wire(wire, catalogue, ModelsLabSettings())[1]["track_id"] == track_id
 
 
 @pytest.mark.parametrize(
@@ -250,13 +252,13 @@ def test_track_id_is_echoed_as_given(track_id: object, catalogue: Catalogue) -> 
 )
 def test_a_model_id_is_never_an_error(model_id: str | None, entry: str, echoed: str, catalogue: Catalogue) -> None:
     wire = validate(TextToVideo, {"prompt": "x", "model_id": model_id})
-    request, meta = modelslab.from_wire(wire, catalogue, ModelsLabSettings())
+    request, meta = text_to_video.from_wire(wire, catalogue, ModelsLabSettings())
     assert (request.model, meta["model_id"]) == (entry, echoed)
 
 
 def test_the_operator_chooses_the_default_format_and_model(catalogue: Catalogue) -> None:
     settings = ModelsLabSettings(default_output_type="mp4", default_model="ltx")
-    request, meta = modelslab.from_wire(validate(TextToVideo, {"prompt": "x"}), catalogue, settings)
+    request, meta = text_to_video.from_wire(validate(TextToVideo, {"prompt": "x"}), catalogue, settings)
     assert (request.outputs[0].format, meta["output_type"]) == ("mp4", "mp4")
     assert (request.model, meta["model_id"]) == ("ltx-tiny", "ltx")
 
@@ -417,14 +419,29 @@ async def test_a_job_of_another_dialect_can_be_fetched(api: Api) -> None:
         "prompt": "a cat",
         "negative_prompt": "",
         "model_id": "animatediff-tiny",
-        "width": 256,
         "height": 256,
+        "width": 256,
         "num_frames": 8,
         "num_inference_steps": 8,
         "guidance_scale": 7.5,
+        "clip_skip": None,
         "fps": 8,
         "seed": 7,
         "output_type": "mp4",
+        "upscale_height": None,
+        "upscale_width": None,
+        "upscale_strength": 0.6,
+        "upscale_guidance_scale": 12,
+        "upscale_num_inference_steps": 20,
+        "use_improved_sampling": "no",
+        "improved_sampling_seed": 42,
+        "instant_response": "no",
+        "temp": "no",
+        "base64": "no",
+        "watermark": "no",
+        "webhook": None,
+        "track_id": None,
+        "id": answer["id"],
         "file_prefix": job_id,
     }
 
@@ -562,9 +579,13 @@ async def test_error_http_200_hides_every_status(make_api: Callable[..., Api]) -
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    response = modelslab.render_error(TooManyJobs("The queue is full.", retry_after_s=30), ModelsLabSettings())
+    response = render_error(TooManyJobs("The queue is full.", retry_after_s=30), ModelsLabSettings())
     assert (response.status_code, response.headers["Retry-After"]) == (429, "30")
-    assert json.loads(bytes(response.body)) == {"status": "error", "message": "The queue is full.", "retry_after": 30}
+    assert json.loads(bytes(response.body)) == {
+        "status": "error",
+        "message": "Rate limit exceeded. The queue is full.",
+        "retry_after": 30,
+    }
 
 
 @pytest.mark.anyio
