@@ -52,7 +52,7 @@ def up(
     gpus: GpusOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Start everything: queue, API and a worker per GPU, supervised, until Ctrl-C."""
+    """Start everything: queue, API, a worker per GPU and what delivers webhooks, supervised, until Ctrl-C."""
     import setproctitle
 
     from polyreel.supervisor import Supervisor
@@ -97,6 +97,12 @@ def worker(
 
     setproctitle.setproctitle("polyreel workers")
     raise typer.Exit(Supervisor(settings, flags, where, workers_only=True).run())
+
+
+@app.command()
+def courier(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+    """Start the process that delivers webhooks; it needs REDIS_URL. `polyreel up` has one."""
+    _become("courier", _flags(config=config, state_dir=state_dir))
 
 
 @app.command()

@@ -12,6 +12,7 @@ import setproctitle
 #: The module that each process runs; the core starts them by name because it imports neither.
 PROCESS_MODULES = {
     "serve": "server",
+    "courier": "server.courier",
     "worker": "workers",
     "keeper": "workers.keeper",
     "generate": "workers.generate",

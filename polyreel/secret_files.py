@@ -1,7 +1,9 @@
-"""Small secrets that the server makes for itself and keeps in its state folder, readable by its user alone."""
+"""Small secrets: those that the server makes and keeps in its state folder for its user, and how some are written."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import secrets
 from pathlib import Path
@@ -24,3 +26,21 @@ def read_or_make(path: Path) -> bytes:
         finally:
             draft.unlink()
     return path.read_bytes()
+
+
+def webhook_secret_bytes(text: str) -> bytes:
+    """Return what a `whsec_…` secret stands for.
+
+    Raises:
+        ValueError: it is not 24 to 64 bytes in base64; does not quote it.
+
+    Source: Standard Webhooks, "Signature scheme".
+    """
+    encoded = text.removeprefix("whsec_").rstrip("=")
+    try:
+        secret = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except binascii.Error:
+        secret = b""
+    if not text.startswith("whsec_") or not 24 <= len(secret) <= 64:
+        raise ValueError('write "whsec_" and 24 to 64 random bytes in base64: echo whsec_$(openssl rand -base64 32)')
+    return secret

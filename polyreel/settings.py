@@ -30,10 +30,9 @@ from polyreel.catalogue import Catalogue
 from polyreel.entries import Adapter, ServedModel
 from polyreel.errors import ConfigurationError, did_you_mean
 from polyreel.scheduling import Rule
+from polyreel.secret_files import webhook_secret_bytes
 
 _KEY = re.compile(r"[!-+\--~][ !-+\--~]{14,}[!-+\--~]")  # 16 or more printable ASCII characters, no comma
-
-_WEBHOOK_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,86}={0,2}")  # 24 to 64 bytes, as Standard Webhooks says
 
 
 def default_state_dir() -> Path:
@@ -204,11 +203,8 @@ class Settings(BaseSettings):
     @field_validator("webhook_secrets")
     @classmethod
     def _are_webhook_secrets(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(_WEBHOOK_SECRET.fullmatch(secret.get_secret_value()) for secret in secrets):
-            raise ValueError(
-                "each must be whsec_ and 24 to 64 bytes in base64; make one: "
-                "python -c 'import base64, os; print(\"whsec_\" + base64.b64encode(os.urandom(32)).decode())'"
-            )
+        for secret in secrets:
+            webhook_secret_bytes(secret.get_secret_value())
         return secrets
 
     @field_validator("webhook_allow")

@@ -1,10 +1,10 @@
-"""`polyreel up`: the queue, the API and the workers as child processes, watched and restarted; `polyreel worker` with
-several workers: these alone.
+"""`polyreel up`: the queue, the API, the courier and the workers as child processes, watched and restarted;
+`polyreel worker` with several workers: these alone.
 
 A child that dies is started again with growing pauses, and one in a crash loop is told of once; the others go on. One
 that ends with exit code 2 says that a setting is wrong, which no restart cures, so everything stops. A worker that
 died is told to the queue at once, which gives its jobs to others. SIGINT and SIGTERM stop the workers first, all at the
-same time (each may finish its job within `drain_s`), then the API, then the queue.
+same time (each may finish its job within `drain_s`), then the API and the courier, then the queue.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ _CONFIGURATION_EXIT = 2
 #: How long the API may take to stop, seconds: a synchronous answer may be on its way.
 _SERVE_STOP_S = 15.0
 
+#: How long the courier may take, seconds: deliveries under way get 5 s, and a Redis that hangs takes 4 s to say so.
+_COURIER_STOP_S = 10.0
+
 #: How much longer than `drain_s` a worker is given, seconds: it hands its jobs back by itself when that is over.
 _LATER_S = 2.0
 
@@ -47,7 +50,7 @@ class Supervisor:
         settings: as the command line gave them.
         arguments: flags that the children get too (`--config`, `--state-dir`, `--device`).
         places: where the workers run, one process for each, see `polyreel.gpus.places`.
-        workers_only: True for `polyreel worker`: no queue and no API of its own, so it needs `redis_url`.
+        workers_only: True for `polyreel worker`: no queue, API or courier of its own, so it needs `redis_url`.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class Supervisor:
             for place in places
         ]
         serve_flags = ["--host", settings.host, "--port", str(settings.port)]
-        self._others = [] if workers_only else [Child("serve", "serve", [*arguments, *serve_flags], _SERVE_STOP_S)]
+        api = Child("serve", "serve", [*arguments, *serve_flags], _SERVE_STOP_S)
+        courier = Child("courier", "courier", arguments, _COURIER_STOP_S)
+        self._others = [] if workers_only else [api, courier]
         self._broker: EmbeddedBroker | None = None
         self._environment = dict(os.environ)
         self._notices: list[threading.Thread] = []

@@ -13,20 +13,17 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 import polyreel
-from polyreel.catalogue import Catalogue
 from polyreel.errors import (
     ConfigurationError,
     MethodNotAllowed,
     PolyreelError,
     QueueUnavailable,
     UnknownRoute,
-    did_you_mean,
 )
 from polyreel.formats import formats
 from polyreel.keys import ApiKeys
@@ -34,10 +31,10 @@ from polyreel.links import LinkSigner
 from polyreel.outbound import Outbound
 from polyreel.queue import Queue
 from polyreel.secret_files import read_or_make
-from polyreel.settings import Settings, explain
+from polyreel.settings import Settings
 from polyreel.storage import Storage, connect_storage
 from server import files, health, metrics
-from server.dialects import Dialect, dialects
+from server.dialects import Dialect, dialect_settings, dialects
 from server.edge import Edge, refused
 from server.gate import Gate
 from server.openapi import add_schemes
@@ -104,7 +101,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     app = FastAPI(title="Polyreel", version=polyreel.__version__, lifespan=lifespan, redirect_slashes=False, **_NO_DOCS)
     app.state.services = shared
     formats()  # imported now, and not by the first request
-    app.state.dialect_settings = _dialect_settings(settings, shared.catalogue)
+    app.state.dialect_settings = dialect_settings(settings, shared.catalogue)
     app.add_middleware(Edge)
     if settings.cors_origins:
         app.add_middleware(
@@ -127,24 +124,6 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     return app
 
 
-def _dialect_settings(settings: Settings, catalogue: Catalogue) -> dict[str, BaseModel]:
-    """Check each dialect's own section under `dialects:`, by itself and against the catalogue."""
-    unknown = set(settings.dialects) - set(dialects())
-    if unknown:
-        name = sorted(unknown)[0]
-        raise ConfigurationError(
-            f"dialects.{name}: no such dialect.{did_you_mean(name, dialects())} Known: {', '.join(dialects())}."
-        )
-    checked = {}
-    for name, dialect in dialects().items():
-        try:
-            checked[name] = dialect.settings.model_validate(settings.dialects.get(name, {}))
-        except ValidationError as err:
-            raise ConfigurationError(explain(err, {}, f"dialects.{name}", dialect.settings)) from None
-        dialect.check(catalogue, checked[name])
-    return checked
-
-
 def dialect_of(path: str) -> Dialect | None:
     """Return the dialect whose prefix matches `path` best, or None."""
     matches = [
@@ -159,7 +138,8 @@ def dialect_of(path: str) -> Dialect | None:
 async def _render(request: Request, err: Exception) -> Response:
     assert isinstance(err, PolyreelError)  # noqa: S101 Starlette calls a handler only for its own class
     refused(request, err)
-    dialect = dialect_of(request.url.path)
+    taken_by = getattr(request.state, "dialect", "")  # by `answer_as`
+    dialect = dialects()[taken_by] if taken_by else dialect_of(request.url.path)
     if dialect is None:
         status = {UnknownRoute: 404, MethodNotAllowed: 405, QueueUnavailable: 503}.get(type(err), 500)
         headers = {"Retry-After": "5"} if status == 503 else {}

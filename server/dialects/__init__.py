@@ -7,19 +7,21 @@ knows no other dialect. Vendor words live here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polyreel.catalogue import Catalogue
 from polyreel.discovery import discover
-from polyreel.errors import PolyreelError
+from polyreel.errors import ConfigurationError, PolyreelError, did_you_mean
+from polyreel.keys import Caller
 from polyreel.records import StoredJob
+from polyreel.settings import Settings, explain
 
 
 class NoSettings(BaseModel):
@@ -51,6 +53,9 @@ class Example:
 #: Returns an absolute link to the file of a public key, good until a time (seconds since the epoch).
 Link = Callable[[str, float], str]
 
+#: Answers a submit: who sends it, its body as it came and as JSON, and the catalogue name of its model. Any: JSON.
+Answer = Callable[[Request, Caller, bytes, dict[str, Any], str], Awaitable[Response]]
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -66,6 +71,7 @@ class Dialect:
         check: asked at start whether the dialect's settings fit the catalogue; raises `ConfigurationError`.
         webhook: an ended job to the body that its webhook is told; the third argument is how long records are kept,
             seconds, the last one the dialect's own settings. None for a dialect that takes no webhooks.
+        answer: a submit of this dialect that came to another one's path; see `answer_as`.
     """
 
     name: str
@@ -76,9 +82,49 @@ class Dialect:
     settings: type[BaseModel] = NoSettings
     check: Callable[[Catalogue, Any], None] = lambda _catalogue, _settings: None
     webhook: Callable[[StoredJob, Link, float, Any], dict[str, Any]] | None = None  # Any: JSON; its own settings
+    answer: Answer | None = None
 
 
 @cache
 def dialects() -> dict[str, Dialect]:
     """Return every dialect by name."""
     return discover("server.dialects", "DIALECT")
+
+
+def dialect_settings(settings: Settings, catalogue: Catalogue) -> dict[str, BaseModel]:
+    """Return each dialect's own section under `dialects:`, checked by itself and against the catalogue.
+
+    Raises:
+        ConfigurationError: names the setting and what is wrong.
+    """
+    unknown = set(settings.dialects) - set(dialects())
+    if unknown:
+        name = sorted(unknown)[0]
+        raise ConfigurationError(
+            f"dialects.{name}: no such dialect.{did_you_mean(name, dialects())} Known: {', '.join(dialects())}."
+        )
+    checked = {}
+    for name, dialect in dialects().items():
+        try:
+            checked[name] = dialect.settings.model_validate(settings.dialects.get(name, {}))
+        except ValidationError as err:
+            raise ConfigurationError(explain(err, {}, f"dialects.{name}", dialect.settings)) from None
+        dialect.check(catalogue, checked[name])
+    return checked
+
+
+async def answer_as(
+    name: str, request: Request, caller: Caller, body: bytes, value: dict[str, Any], model: str
+) -> Response:
+    """Answer a body that came to one dialect's path and is another's; from here on its errors are that one's too.
+
+    So a vendor with two contracts on one path needs no dialect that knows the other. Any: JSON.
+
+    Args:
+        name: of the dialect whose body it is; it has an `answer`.
+        model: catalogue name of the model that the path means.
+    """
+    answer = dialects()[name].answer
+    assert answer is not None  # noqa: S101 who hands over knows that it is taken
+    request.state.dialect = name
+    return await answer(request, caller, body, value, model)

@@ -1,0 +1,60 @@
+-- A courier takes webhooks that are due. ARGV: terms as JSON. Returns {id, attempt, try, receiver, 1 if proven, ...}.
+local terms = cjson.decode(ARGV[1])
+local t, taken = now(), {}
+local leases, proven = 'polyreel:webhooks:leases', 'polyreel:webhooks:proven'
+redis.call('ZADD', 'polyreel:webhooks:couriers', seconds(t), terms.courier)
+redis.call('EXPIRE', 'polyreel:webhooks:couriers', terms.courier_s)
+
+-- 1. What a courier had that has died waits again: first of its line, as it came first.
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. seconds(t))) do
+  local id, receiver = string.match(member, '^(%S+) (.*)$')
+  redis.call('ZREM', leases, member)
+  await_delivery(id, receiver, t)
+end
+
+-- 2. How many deliveries each receiver has now, from all couriers.
+local busy = {}
+for _, member in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
+  local receiver = string.match(member, '^%S+ (.*)$')
+  busy[receiver] = (busy[receiver] or 0) + 1
+end
+
+-- Take the first of a line; nothing when none is due. One that is not to be delivered any more is dropped.
+local function take(receiver)
+  local line = 'polyreel:webhooks:line:' .. receiver
+  while true do
+    local id = redis.call('ZRANGEBYSCORE', line, '-inf', seconds(t), 'LIMIT', 0, 1)[1]
+    if not id then return nil end
+    redis.call('ZREM', line, id)
+    local state = 'polyreel:webhook:' .. id
+    if redis.call('EXISTS', job_key(id)) == 1 then
+      local try = redis.call('HINCRBY', state, 'tries', 1)
+      expire_with_record(id, state)
+      if try <= terms.tries then return id, redis.call('HINCRBY', state, 'attempts', 1), try end
+      redis.call('HSET', state, 'state', 'failed') -- every courier that had it has died of it
+      redis.call('HDEL', state, 'next_at')
+    end
+    redis.call('HINCRBY', 'polyreel:counts', 'webhooks_failed', 1)
+  end
+end
+
+-- 3. Lines in the order of their firsts. Receivers that have taken nothing lately leave some of a courier's hands free.
+local free, unproven = terms.free, terms.free_unproven
+for _, receiver in ipairs(redis.call('ZRANGEBYSCORE', 'polyreel:webhooks', '-inf', seconds(t), 'LIMIT', 0, 1000)) do
+  if free <= 0 then break end
+  local last = tonumber(redis.call('ZSCORE', proven, receiver) or '0')
+  local is_proven = last > t - terms.proven_s
+  while free > 0 and (is_proven or unproven > 0) and (busy[receiver] or 0) < terms.per_receiver do
+    local id, attempt, try = take(receiver)
+    if not id then break end
+    redis.call('ZADD', leases, seconds(t + terms.lease_s), id .. ' ' .. receiver)
+    busy[receiver] = (busy[receiver] or 0) + 1
+    free = free - 1
+    if not is_proven then unproven = unproven - 1 end
+    for _, part in ipairs({id, tostring(attempt), tostring(try), receiver, is_proven and '1' or '0'}) do
+      taken[#taken + 1] = part
+    end
+  end
+  settle_receiver(receiver)
+end
+return taken

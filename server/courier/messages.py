@@ -1,0 +1,57 @@
+"""What a receiver is sent: the dialect's own body, under our signature."""
+
+from __future__ import annotations
+
+import json
+
+from polyreel.links import LinkSigner, file_url
+from polyreel.records import StoredJob
+from polyreel.secret_files import read_or_make
+from polyreel.settings import Settings
+from polyreel.signing import Signer, load_signer, message_id
+from server.courier.courier import Message
+from server.dialects import dialect_settings, dialects
+
+
+class Messages:
+    """Makes messages of ended jobs.
+
+    Args:
+        settings: those of the API; links are signed by the same secret, so both share `state_dir` or `link_secret`.
+
+    Raises:
+        ConfigurationError: a dialect's section is wrong.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        secret = settings.link_secret.get_secret_value().encode() if settings.link_secret else None
+        self._settings = settings
+        self._links = LinkSigner(secret or read_or_make(settings.state_dir / "link-secret"))
+        self._signer: Signer = load_signer(settings)
+        self._dialect_settings = dialect_settings(settings, settings.catalogue)
+
+    def make(self, stored: StoredJob, now: float) -> Message:
+        """Return what tells of a job's end.
+
+        Args:
+            now: seconds since the epoch.
+
+        Raises:
+            LookupError: the dialect is not there any more, or takes no webhooks.
+            ValueError: there is a link to give, and nobody knows where this server is.
+        """
+        job = stored.job
+        render = dialects()[job.dialect].webhook
+        if render is None:
+            raise LookupError(f"the dialect {job.dialect} takes no webhooks")
+        base_url = self._settings.public_url or job.base_url
+
+        def link(key: str, expires_at: float) -> str:
+            if not base_url:
+                raise ValueError("the job does not say under which address it was submitted")
+            return file_url(self._links, base_url, key, expires_at)
+
+        payload = render(stored, link, self._settings.retention_s, self._dialect_settings[job.dialect])
+        body = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+        headers = self._signer.headers(job.owner, message_id(job.id), now, body)
+        return Message(job.webhook, body.encode(), {"Content-Type": "application/json", **headers})
