@@ -35,14 +35,23 @@ async def get_file(request: Request, key: str, exp: str = "", sig: str = "") -> 
         return JSONResponse({"error": "This link is not valid, or has expired."}, status_code=403)
     try:
         stored_key = await shared.published.storage_key(key, shared.record)
-        return await run_in_threadpool(_respond, request, shared.storage, stored_key, float(exp))
+        return await run_in_threadpool(file_response, request, shared.storage, stored_key, float(exp))
     except StorageFailed:
         return JSONResponse({"error": "The file is not there yet, or not any more."}, status_code=404)
     except QueueUnavailable as err:
         return JSONResponse({"error": err.message}, status_code=503, headers={"Retry-After": "5"})
 
 
-def _respond(request: Request, storage: Storage, key: str, expires_at: float) -> Response:
+def file_response(request: Request, storage: Storage, key: str, expires_at: float) -> Response:
+    """Return the answer with a stored file, or one that leads to where the storage serves it; blocks.
+
+    Args:
+        key: in the storage.
+        expires_at: until when a link to the storage is good, seconds since the epoch.
+
+    Raises:
+        StorageFailed: no such file.
+    """
     headers = {
         "Content-Disposition": "inline",
         "X-Content-Type-Options": "nosniff",
