@@ -200,7 +200,7 @@ class Outbound:
         except httpcore2.ProtocolError as err:
             raise OutboundFailed(f"{field} was answered with something that is not HTTP") from err
         except httpcore2.NetworkError as err:
-            if isinstance(err.__cause__, ssl.SSLError):
+            if any(isinstance(cause, ssl.SSLError) for cause in err.args):  # the pool cuts the chain of causes
                 raise OutboundFailed(f"{field} has no certificate that is valid for its name") from err
             raise OutboundFailed(f"{field} could not be reached, or hung up") from err
 
