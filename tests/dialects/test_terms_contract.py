@@ -20,6 +20,9 @@ from tests.dialects.calling import SECTIONS, assert_is_error, call, content_of, 
 
 pytestmark = pytest.mark.anyio
 
+#: How a submit that was taken is answered: done or begun, or, in a contract that has the word, accepted.
+TAKEN = {200, 202}
+
 
 async def submit(
     api: Api, dialect: Dialect, times: int = 1, content: bytes | None = None, **headers: str
@@ -37,7 +40,8 @@ async def test_the_same_key_with_the_same_request_is_the_same_job_and_the_same_a
     [first], [made] = await submit(api, dialect, Idempotency_Key="retry-1")
     [again], none = await submit(api, dialect, Idempotency_Key="retry-1")
     assert none == []
-    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.status_code in TAKEN
+    assert again.status_code == first.status_code
     assert first.headers["content-type"] == again.headers["content-type"]
     assert what_it_names(first) == what_it_names(again)
     assert made.job.owner == "alice"
@@ -76,7 +80,7 @@ async def test_an_owners_keys_are_its_own(api: Api, dialect: Dialect) -> None:
 @every_submit
 async def test_fifty_at_once_with_one_key_make_one_job(api: Api, dialect: Dialect) -> None:
     answers, jobs = await submit(api, dialect, times=50, Idempotency_Key="retry-1")
-    assert [answer.status_code for answer in answers] == [200] * 50
+    assert {answer.status_code for answer in answers} <= TAKEN
     assert len(jobs) == 1
 
 
@@ -101,7 +105,7 @@ async def test_a_job_whose_first_answer_was_lost_in_a_503_is_found_again(
         lost = await api.http.request(method, path, content=content_of(dialect, api.key), headers=headers)
     assert_is_error(dialect, lost, 503)
     [again], jobs = await submit(api, dialect, Idempotency_Key="retry-1")
-    assert again.status_code == 200
+    assert again.status_code in TAKEN
     assert [stored.job.id for stored in jobs] == taken
 
 
@@ -113,7 +117,7 @@ async def test_an_acknowledged_job_is_found_again_when_the_queue_is_full(
     full = make_api(max_queued=0, dialects=SECTIONS)
     [again], _ = await submit(full, dialect, Idempotency_Key="retry-1")
     [new], _ = await submit(full, dialect, Idempotency_Key="retry-2")
-    assert again.status_code == 200
+    assert again.status_code in TAKEN
     assert_is_error(dialect, new, 429)
 
 

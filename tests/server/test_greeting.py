@@ -32,7 +32,7 @@ def test_the_address_is_one_that_a_client_on_this_machine_can_call(host: str, li
     assert lines[0] == line
     assert f"{base}/ready says when jobs can run" in lines[2]
     calls = [shlex.split(line)[4] for line in lines if line.startswith("curl")]
-    assert [call.startswith(f"{base}/") for call in calls] == [True] * 4
+    assert [call.startswith(f"{base}/") for call in calls] == [True] * 6
 
 
 def test_the_public_address_is_the_one_of_the_examples() -> None:
@@ -45,7 +45,7 @@ def test_the_public_address_is_the_one_of_the_examples() -> None:
 def test_a_new_key_is_shown_and_stands_in_every_example() -> None:
     text = greeting(loaded(), 8000, "pr_new-key-0123456789")
     assert "API key (shown this once): pr_new-key-0123456789" in text.splitlines()
-    assert [line.count("pr_new-key-0123456789") for line in text.splitlines() if line.startswith("curl")] == [1] * 4
+    assert [line.count("pr_new-key-0123456789") for line in text.splitlines() if line.startswith("curl")] == [1] * 6
 
 
 def test_a_configured_key_is_never_shown_only_its_owner() -> None:
@@ -53,7 +53,7 @@ def test_a_configured_key_is_never_shown_only_its_owner() -> None:
     assert "API keys: those of alice, bob, as configured" in text.splitlines()
     assert KEY not in text
     assert "bob-key" not in text
-    assert [line.count('"$KEY"') for line in text.splitlines() if line.startswith("curl")] == [1] * 4
+    assert [line.count('"$KEY"') for line in text.splitlines() if line.startswith("curl")] == [1] * 6
 
 
 def test_a_key_of_an_earlier_start_is_not_shown_but_how_to_get_another(tmp_path: Path) -> None:
@@ -67,8 +67,8 @@ def test_a_key_of_an_earlier_start_is_not_shown_but_how_to_get_another(tmp_path:
 @pytest.mark.parametrize(
     ("left_out", "names"),
     [
-        ("animatelcm", ["huggingface", "modelslab", "novita", "universal"]),
-        ("darksushi", ["huggingface", "modelslab", "universal"]),  # the only one with a Novita name
+        ("animatelcm", ["huggingface", "modelslab", "native", "novita", "openai", "universal"]),
+        ("darksushi", ["huggingface", "modelslab", "native", "openai", "universal"]),  # the only one with a Novita name
     ],
 )
 def test_only_dialects_that_serve_a_model_have_an_example(left_out: str, names: list[str]) -> None:

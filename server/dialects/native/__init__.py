@@ -1,7 +1,14 @@
-"""Polyreel's own API, `/polyreel/v1`: read and cancel a job, whichever dialect it was submitted in.
+"""Polyreel's own API, `/polyreel/v1`: all that the server can do. The web page and the command line use only this.
 
+    POST /polyreel/v1/jobs
+    GET  /polyreel/v1/jobs
     GET  /polyreel/v1/jobs/{id}
     POST /polyreel/v1/jobs/{id}/cancel
+    DEL  /polyreel/v1/jobs/{id}
+    GET  /polyreel/v1/jobs/{id}/preview
+    GET  /polyreel/v1/jobs/{id}/deliveries
+    POST /polyreel/v1/jobs/{id}/redeliver
+    GET  /polyreel/v1/webhooks/secret
 
 Errors are RFC 9457 problems. Every field is in `docs/compatibility/native.md`.
 """
@@ -10,15 +17,34 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from server.dialects import Dialect
-from server.dialects.native import jobs
+from server.dialects import Dialect, Example
+from server.dialects.native import jobs, webhooks
 from server.dialects.native.problems import render_error
 
 #: Each noun has a module with a router of its own.
-_NOUNS = (jobs,)
+_NOUNS = (jobs, webhooks)
 
 router = APIRouter(prefix="/polyreel/v1")
 for noun in _NOUNS:
     router.include_router(noun.router)
 
-DIALECT = Dialect(name="native", prefixes=("/polyreel/",), router=router, render_error=render_error)
+DIALECT = Dialect(
+    name="native",
+    prefixes=("/polyreel/",),
+    router=router,
+    render_error=render_error,
+    webhook=webhooks.webhook,
+    example=Example(
+        title="an mp4 of 9 frames; ask for the job at its Location",
+        path="/polyreel/v1/jobs",
+        headers={"Authorization": "Bearer {key}", "Content-Type": "application/json"},
+        body={
+            "model": "ltx",
+            "prompt": "Waves roll onto a beach at dawn",
+            "num_frames": 9,
+            "height": 256,
+            "width": 384,
+            "num_inference_steps": 8,
+        },
+    ),
+)

@@ -1,4 +1,4 @@
-"""Jobs of every dialect: read and cancelled by their owner."""
+"""Jobs of every dialect: made here, and listed, read, cancelled and deleted by their owner."""
 
 from __future__ import annotations
 
@@ -6,80 +6,190 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict
 
-from polyreel.estimates import Estimate
+from polyreel.errors import InvalidRequest
 from polyreel.job import JobStatus
+from polyreel.previews import MEDIA_TYPE, parse_preview, preview_key
 from polyreel.records import StoredJob
+from server.body import parse_object, read_body, validate
 from server.credentials import bearer
+from server.dialects import Link
+from server.dialects.native.answer import JobAnswer, to_wire
+from server.dialects.native.fields import NewJob
+from server.dialects.native.problems import MEDIA, NoPreview, Problem
+from server.dialects.native.video import check_keep, from_wire, wanted_pictures, with_pictures
+from server.listing import jobs_of
+from server.openapi import documents
+from server.pictures import MAX_BODY_BYTES
+from server.removal import remove
 from server.services import Services, services
+from server.submission import read_terms
+from server.wire import check_range
 
+#: Of a listing: jobs on a page unless the client says otherwise, and at most.
+_PAGE, _LARGEST_PAGE = 20, 100
 
-def to_wire(stored: StoredJob, links: list[str], found: Estimate) -> dict[str, Any]:
-    """Return what a record means. Any: JSON.
-
-    Args:
-        links: to the files of a succeeded job, in the order of its outputs.
-        found: where it stands; asked of a job that waits or runs.
-    """
-    job = stored.job
-    waits = stored.claimable and not job.status.is_terminal
-    return {
-        "id": job.id,
-        "number": stored.number,
-        "status": job.status.value,
-        "model": job.request.model,
-        "dialect": job.dialect,
-        "lane": job.lane,
-        "stage": job.stage,
-        "progress": job.progress,
-        "step": job.step,
-        "total_steps": job.total_steps,
-        "position": found.position if waits else None,
-        "eta_s": None if found.eta_s is None else round(found.eta_s, 1),
-        "attempts": job.attempts,
-        "resumed_from": job.resumed_from,
-        "created_at": job.created_at,
-        "started_at": job.started_at or None,
-        "ended_at": job.ended_at or None,
-        "error": {"code": job.error_code, "message": job.error_message} if job.status is JobStatus.FAILED else None,
-        "outputs": [
-            {
-                "url": link,
-                "format": output.format,
-                "media_type": output.media_type,
-                "bytes": output.bytes,
-                "height": output.height,
-                "width": output.width,
-                "num_frames": output.num_frames,
-                "fps": output.fps,
-                "sha256": output.sha256,
-            }
-            for link, output in zip(links, job.outputs, strict=True)
-        ],
-    }
-
+_STATUSES = tuple(status.value for status in JobStatus)
 
 router = APIRouter()
 
 
-@router.get("/jobs/{job_id}")
+class JobsAnswer(BaseModel):
+    """A page of jobs; `next` is what `after` is to be for the page that follows, null on the last."""
+
+    model_config = ConfigDict(extra="forbid")
+    jobs: list[JobAnswer]
+    has_more: bool
+    next: str | None
+
+
+class RemovalAnswer(BaseModel):
+    """What became of a job: deleted, or cancelled and still there."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    number: int
+    deleted: bool
+    status: JobStatus
+
+
+def _query(name: str, about: str, **schema: Any) -> dict[str, Any]:
+    """Return an OpenAPI parameter object. Any: JSON schema."""
+    return {"name": name, "in": "query", "required": False, "description": about, "schema": schema}
+
+
+_LISTING = (
+    _query("limit", "jobs on a page", type="integer", minimum=1, maximum=_LARGEST_PAGE, default=_PAGE),
+    _query("after", "id or number of the job before the page", type="string"),
+    _query("order", "newest first, or oldest first", type="string", enum=["desc", "asc"], default="desc"),
+    _query("status", "one or several, joined by commas", type="string"),
+    _query("model", "any name of a model", type="string"),
+)
+
+
+@router.post("/jobs", **documents(body=NewJob, answer=JobAnswer, errors=Problem, error_media=MEDIA, status=202))
+async def submit_job(request: Request) -> Response:
+    """Make a video; answers at once with the job, which `Location` leads to."""
+    shared = services(request)
+    caller = await shared.caller(bearer(request), "submit")
+    body = await read_body(request, max(shared.settings.max_body_bytes, MAX_BODY_BYTES))
+    wire = validate(NewJob, await parse_object(body))
+    terms = await read_terms(request, "native", body)
+    video = from_wire(wire, shared.catalogue)
+    keep_s = check_keep(wire.keep_s, shared.settings.retention_s)
+    webhook = "" if wire.webhook is None else shared.check_url("webhook", wire.webhook)
+    wanted = wanted_pictures(wire, video.num_frames)
+    pictures = [await shared.fetch_picture(picture.field, picture.text) for picture in wanted]
+    stored = await shared.submit(
+        with_pictures(video, wanted, [picture.key for picture in pictures]),
+        dialect="native",
+        caller=caller,
+        pictures=pictures,
+        terms=terms,
+        base_url=shared.base_url(request),
+        webhook=webhook,
+        keep_s=keep_s,
+    )
+    location = f"{shared.base_url(request)}/polyreel/v1/jobs/{stored.job.id}"
+    return JSONResponse(await _answer(shared, request, stored), 202, {"Location": location})
+
+
+@router.get("/jobs", **documents(answer=JobsAnswer, errors=Problem, error_media=MEDIA, parameters=_LISTING))
+async def list_jobs(request: Request) -> Response:
+    """List this owner's jobs of all dialects, newest first."""
+    shared = services(request)
+    caller = await shared.caller(bearer(request), "read")
+    query = request.query_params
+    limit = _limit(query.get("limit"))
+    order = _word("order", query.get("order") or "desc", ("desc", "asc"))
+    statuses = [_word("status", word.strip(), _STATUSES) for word in query.get("status", "").split(",") if word.strip()]
+    model = shared.catalogue.resolve_any(query["model"]) if query.get("model") else ""
+    page = await jobs_of(
+        shared,
+        caller.owner,
+        limit,
+        query.get("after", ""),
+        order == "asc",
+        statuses=frozenset(statuses),
+        model=model,
+    )
+    jobs = [await _answer(shared, request, stored) for stored in page.jobs]
+    following = str(page.jobs[-1].number) if page.has_more else None
+    return JSONResponse({"jobs": jobs, "has_more": page.has_more, "next": following})
+
+
+@router.get("/jobs/{job_id}", **documents(answer=JobAnswer, errors=Problem, error_media=MEDIA))
 async def get_job(request: Request, job_id: str) -> Response:
     """Answer how a job is getting on."""
     shared = services(request)
     caller = await shared.caller(bearer(request), "read")
-    return await _answer(shared, request, await shared.get(job_id, caller.owner))
+    return JSONResponse(await _answer(shared, request, await shared.get(job_id, caller.owner)))
 
 
-@router.post("/jobs/{job_id}/cancel")
+@router.post("/jobs/{job_id}/cancel", **documents(answer=JobAnswer, errors=Problem, error_media=MEDIA))
 async def cancel_job(request: Request, job_id: str) -> Response:
     """End a job that waits or runs; again is no error, too late is 409."""
     shared = services(request)
     caller = await shared.caller(bearer(request), "submit")
-    return await _answer(shared, request, await shared.cancel(job_id, caller.owner))
+    return JSONResponse(await _answer(shared, request, await shared.cancel(job_id, caller.owner)))
 
 
-async def _answer(shared: Services, request: Request, stored: StoredJob) -> Response:
+@router.delete("/jobs/{job_id}", **documents(answer=RemovalAnswer, errors=Problem, error_media=MEDIA))
+async def delete_job(request: Request, job_id: str) -> Response:
+    """Cancel a job that is unfinished; delete one that has ended, with its prompt and its files."""
+    shared = services(request)
+    caller = await shared.caller(bearer(request), "submit")
+    removal = await remove(shared, job_id, caller.owner)
+    stored = removal.stored
+    return JSONResponse(
+        {
+            "id": stored.job.id,
+            "number": stored.number,
+            "deleted": removal.is_deleted,
+            "status": stored.job.status.value,
+        }
+    )
+
+
+@router.get("/jobs/{job_id}/preview", **documents(answer_media=MEDIA_TYPE, errors=Problem, error_media=MEDIA))
+async def get_preview(request: Request, job_id: str) -> Response:
+    """Show what an unfinished video looks like; 404 while its worker has sent no picture."""
+    shared = services(request)
+    caller = await shared.caller(bearer(request), "read")
+    stored = await shared.get(job_id, caller.owner)
+    async with shared.gate.asking():
+        preview = parse_preview(await shared.reader.get(preview_key(stored.job.id)))
+    if preview is None:
+        raise NoPreview
+    return Response(preview.jpeg, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
+
+
+async def _answer(shared: Services, request: Request, stored: StoredJob) -> dict[str, Any]:
+    base_url, retention_s = shared.base_url(request), shared.settings.retention_s
+
+    def link(key: str, expires_at: float) -> str:
+        return shared.link(base_url, key, expires_at)
+
+    return to_wire(stored, links_of(stored, link, retention_s), await shared.estimate(stored), retention_s)
+
+
+def links_of(stored: StoredJob, link: Link, retention_s: float) -> list[str]:
+    """Return links to a job's files, good as long as the job is kept."""
     job = stored.job
-    base_url, expires_at = shared.base_url(request), job.ended_at + shared.settings.retention_s
-    links = [shared.link(base_url, key, expires_at) for key, _ in zip(job.output_keys, job.outputs, strict=False)]
-    return JSONResponse(to_wire(stored, links, await shared.estimate(stored)))
+    return [link(key, job.kept_until(retention_s)) for key, _ in zip(job.output_keys, job.outputs, strict=False)]
+
+
+def _limit(text: str | None) -> int:
+    if not text:
+        return _PAGE
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise InvalidRequest(f"limit must be an integer, got {text[:40]!r}", "limit")
+    check_range("limit", int(text), 1, _LARGEST_PAGE)
+    return int(text)
+
+
+def _word(field: str, word: str, known: tuple[str, ...]) -> str:
+    if word not in known:
+        raise InvalidRequest(f"{field} must be one of {', '.join(known)}, got {word[:40]!r}", field)
+    return word

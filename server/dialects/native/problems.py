@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict
 
 from polyreel.errors import (
     InvalidKey,
@@ -25,6 +26,38 @@ from polyreel.errors import (
 )
 from server.dialects import NoSettings
 
+#: Content type of an error.
+MEDIA = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """An error; `code` is stable, `detail` is written for people."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str = ""
+    reason: str = ""
+
+
+class NoPreview(PolyreelError):
+    """Raised when a job has no picture to show: it waits, it has ended, or its model makes none."""
+
+    code = "no_preview"
+
+    def __init__(self) -> None:
+        super().__init__("There is no preview of this job now.")
+
+
+class NoWorker(PolyreelError):
+    """Raised when nobody lives who could do what an administrator asks."""
+
+    code = "no_worker"
+
+
 #: error: (HTTP status, title); the first match of the class wins
 _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (MissingKey, 401, "No API key"),
@@ -32,8 +65,10 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (NotAllowed, 403, "Not allowed"),
     (UnknownJob, 404, "No such job"),
     (UnknownModel, 404, "No such model"),
+    (NoPreview, 404, "No preview"),
     (UnknownRoute, 404, "Not found"),
     (MethodNotAllowed, 405, "Method not allowed"),
+    (NoWorker, 409, "No such worker"),
     (NotCancellable, 409, "Too late to cancel"),
     (NotDeliverable, 409, "Nothing to deliver"),
     (RequestTooLarge, 413, "Request too large"),
@@ -67,4 +102,4 @@ def render_error(err: PolyreelError, settings: NoSettings) -> Response:
         headers["Retry-After"] = "5"
     elif status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
+    return JSONResponse(body, status, headers, media_type=MEDIA)

@@ -72,8 +72,31 @@ async def test_a_waiting_job_says_where_it_stands(api: Api) -> None:
         "created_at": stored.job.created_at,
         "started_at": None,
         "ended_at": None,
+        "expires_at": None,
         "error": None,
+        "request": {
+            "prompts": [{"prompt": "A sunset over the ocean", "num_frames": 9}],
+            "negative_prompt": "",
+            "num_frames": 9,
+            "height": 64,
+            "width": 96,
+            "fps": 8.0,
+            "num_inference_steps": 4,
+            "guidance_scale": 3.0,
+            "flow_shift": None,
+            "seed": 42,
+            "clip_skip": None,
+            "images": [],
+            "loras": [],
+            "embeddings": [],
+            "closed_loop": False,
+            "upscale": None,
+            "improved_sampling_seed": None,
+            "outputs": [{"format": "gif", "fps": 8.0, "quality": "good"}],
+        },
         "outputs": [],
+        "timings": {},
+        "receipt": {},
     }
     assert (await get(api, first)).json()["position"] == 0
 
@@ -227,7 +250,7 @@ async def test_a_job_of_every_dialect_can_be_cancelled_while_its_client_waits(ap
     if dialect.name in ("huggingface", "universal"):
         assert (answer.status_code, answer.json()["error"]) == (500, "The job was cancelled.")
     else:
-        assert answer.status_code == 200
+        assert answer.status_code in (200, 202)
 
 
 #: How a job that was cancelled reads in the dialects that poll: (method, path, body, where, words)
