@@ -45,7 +45,7 @@ class AdapterUse:
 
     Args:
         name: catalogue name, never a vendor's.
-        strength: 0 is none of it, 1 is as it was trained; 0..2.
+        strength: 0 is none of it, 1 is as it was trained; 0..4.
     """
 
     name: str

@@ -15,8 +15,10 @@ from polyreel.job import JobStatus
 from polyreel.request import AdapterUse, VideoRequest
 from polyreel.settings import Settings
 from server.body import validate
-from server.dialects import novita
-from server.dialects.novita import NovitaSettings, TextToVideo
+from server.dialects.novita import results, txt2video
+from server.dialects.novita.errors import render_error
+from server.dialects.novita.settings import NovitaSettings
+from server.dialects.novita.txt2video import TextToVideo
 from tests.conftest import Api
 from tests.dialects.golden import Row, finished, golden, without_drawn_seed
 
@@ -60,7 +62,7 @@ async def test_the_largest_documented_video_is_accepted(api: Api) -> None:
 
 @pytest.mark.parametrize("row", golden("novita"), ids=str)
 def test_a_body_becomes_the_neutral_request(row: Row, catalogue: Catalogue) -> None:
-    request = novita.from_wire(validate(TextToVideo, row.wire), catalogue, NovitaSettings())
+    request = txt2video.from_wire(validate(TextToVideo, row.wire), catalogue, NovitaSettings())
     assert without_drawn_seed(request, row.neutral) == VideoRequest.from_dict(row.neutral)
 
 
@@ -68,14 +70,14 @@ def test_a_body_becomes_the_neutral_request(row: Row, catalogue: Catalogue) -> N
 def test_the_finished_request_becomes_the_task_result(row: Row) -> None:
     stored = finished(VideoRequest.from_dict(row.neutral), row.answer["task"]["task_id"])
     link = row.answer["videos"][0]["video_url"]
-    answer = novita.to_wire(stored, [link], ttl_s=3600, eta_s=0)
+    answer = results.to_wire(stored, [link], ttl_s=3600, eta_s=0)
     assert {name: answer[name] for name in row.answer} == row.answer
     assert list(answer) == ["extra", "task", "images", "videos", "audios"]
 
 
 def test_the_settings_give_what_the_page_leaves_open(catalogue: Catalogue) -> None:
     settings = NovitaSettings(fps=12, guidance_scale=3)
-    request = novita.from_wire(validate(TextToVideo, BASE), catalogue, settings)
+    request = txt2video.from_wire(validate(TextToVideo, BASE), catalogue, settings)
     assert (request.fps, request.outputs[0].fps, request.guidance_scale) == (12, 12, 3)
 
 
@@ -85,7 +87,7 @@ def test_loras_embeddings_and_a_loop_become_the_neutral_request(catalogue: Catal
         "embeddings": [{"model_name": "badhandv4_16755"}, {"model_name": "badhandv4_16755"}],
         "closed_loop": True,
     }
-    request = novita.from_wire(validate(TextToVideo, BASE | fields), catalogue, NovitaSettings())
+    request = txt2video.from_wire(validate(TextToVideo, BASE | fields), catalogue, NovitaSettings())
     assert request.loras == (AdapterUse("style-tiny", 0.25),)
     assert request.embeddings == ("badhandv4-tiny",)
     assert request.closed_loop is True
@@ -96,7 +98,7 @@ def test_a_lora_is_only_known_to_the_models_that_it_was_made_for(settings: Setti
     catalogue = Catalogue({**settings.models, "wan-tiny": entry}, settings.loras, settings.embeddings)
     fields = {"model_name": "wan.safetensors", "loras": [{"model_name": "GoodHands-beta2_39807", "strength": 1}]}
     with pytest.raises(UnknownModel, match=r"LoRA GoodHands-beta2_39807 is not served here\. Served: none\."):
-        novita.from_wire(validate(TextToVideo, BASE | fields), catalogue, NovitaSettings())
+        txt2video.from_wire(validate(TextToVideo, BASE | fields), catalogue, NovitaSettings())
 
 
 @pytest.mark.anyio
@@ -222,8 +224,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "extra.response_video_type must be one of 'mp4' or 'gif', got \"webm\"",
     ),
     ({"extra": {"webhook": {}}}, "extra.webhook.url is required"),
-    ({"extra": {"webhook": {"url": "ftp://x/"}}}, "extra.webhook.url must be an absolute http or https URL"),
-    ({"extra": {"webhook": {"url": "http://["}}}, "extra.webhook.url must be an absolute http or https URL"),
+    ({"extra": {"webhook": {"url": "ftp://x/"}}}, "extra.webhook.url must start with https://, got ftp:"),
     (
         {"extra": {"webhook": {**HOOK, "test_mode": {"enabled": True}}}},
         "extra.webhook.test_mode.return_task_status is required",
@@ -233,7 +234,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "extra.webhook.test_mode.return_task_status must be one of 'TASK_STATUS_SUCCEED' or 'TASK_STATUS_FAILED', "
         'got "DONE"',
     ),
-    ({"extra": {"webhook": HOOK}}, "extra.webhook is not served yet; leave it out and poll task-result"),
 ]
 
 
@@ -263,7 +263,10 @@ CALLS: list[tuple[str, str, dict[str, str], int, str, str]] = [
     ("GET", RESULT, {"Authorization": "nope"}, 403, "INVALID_API_KEY", "The API key is not known here."),
     ("GET", "/v3/model", {}, 401, "MISSING_API_KEY", "No API key was sent."),
     ("GET", "/v3/user", {}, 401, "MISSING_API_KEY", "No API key was sent."),
-    ("POST", "/v3/async/img2video", {}, 404, "API_NOT_FOUND", "There is nothing at POST /v3/async/img2video."),
+    ("POST", "/v3/async/kling", {}, 404, "API_NOT_FOUND", "There is no API and no model called kling."),
+    ("POST", "/v3/hf/kling", {}, 404, "API_NOT_FOUND", "There is no API and no model called kling."),
+    ("POST", "/v3/video/create", {}, 404, "API_NOT_FOUND", "There is nothing at POST /v3/video/create."),
+    ("POST", RESULT, {}, 405, "API_NOT_FOUND", f"POST is not allowed for {RESULT}; use GET."),
     ("GET", SUBMIT, {}, 405, "API_NOT_FOUND", f"GET is not allowed for {SUBMIT}; use POST."),
 ]
 
@@ -286,7 +289,7 @@ async def test_the_key_comes_as_a_bearer_or_alone(api: Api, header: str) -> None
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    response = novita.render_error(TooManyJobs("The queue is full.", retry_after_s=30), NovitaSettings())
+    response = render_error(TooManyJobs("The queue is full.", retry_after_s=30), NovitaSettings())
     assert (response.status_code, response.headers["Retry-After"]) == (429, "30")
     assert json.loads(bytes(response.body)) == {
         "code": 429,
@@ -396,7 +399,7 @@ async def test_each_answer_signs_its_links_afresh(api: Api, monkeypatch: pytest.
     task_id = await submit(api)
     ended_at = api.finish(task_id).ended_at
     for later in (0.0, 1000.0):
-        monkeypatch.setattr(novita.time, "time", lambda now=ended_at + later: now)
+        monkeypatch.setattr(results.time, "time", lambda now=ended_at + later: now)
         assert expiry(await result(api, task_id)) == int(ended_at + later) + 3600
 
 
@@ -453,7 +456,7 @@ def test_an_archive_is_not_among_the_videos() -> None:
     row = {**golden("novita")[0].neutral, "seed": 1}
     row["outputs"] = [{"format": "gif", "fps": 8}, {"format": "zip", "fps": 8}]
     stored = finished(VideoRequest.from_dict(row), NO_ONE)
-    videos = novita.to_wire(stored, ["http://api.test/v.gif"], 3600, 0)["videos"]
+    videos = results.to_wire(stored, ["http://api.test/v.gif"], 3600, 0)["videos"]
     assert videos == [{"video_url": "http://api.test/v.gif", "video_url_ttl": "3600", "video_type": "gif"}]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
@@ -18,6 +19,11 @@ def encoded(picture: Image.Image, format: str = "PNG", **options: object) -> byt
 def png(width: int, height: int) -> bytes:
     """Return a picture of one colour."""
     return encoded(Image.new("RGB", (width, height), (200, 40, 20)))
+
+
+def picture_text(content: bytes) -> str:
+    """Return a file as clients send it in JSON."""
+    return base64.b64encode(content).decode()
 
 
 def noise_png(side: int) -> bytes:

@@ -14,7 +14,8 @@ import server.body
 from polyreel.errors import InvalidRequest, RequestTooLarge
 from polyreel.settings import load_settings
 from server.body import parse_object, read_body, validate
-from server.dialects import novita, universal
+from server.dialects.novita.txt2video import TextToVideo
+from server.dialects.universal.request import UniversalBody
 
 pytestmark = pytest.mark.anyio
 
@@ -64,12 +65,12 @@ async def test_a_long_body_is_parsed_beside_the_event_loop(
     ("model", "body", "message"),
     [
         (
-            universal.UniversalBody,
+            UniversalBody,
             {"inputs": {"prompt": "x", "outputs": [1] * 500_000}},
             "inputs.outputs.0 must be a string, got 1",
         ),
         (
-            novita.TextToVideo,
+            TextToVideo,
             {"model_name": "x", "height": 256, "width": 256, "steps": 8, "prompts": [1] * 500_000},
             "prompts.0 must be an object, got 1",
         ),

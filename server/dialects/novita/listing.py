@@ -10,6 +10,7 @@ from typing import Any
 from zlib import crc32
 
 from fastapi import Request
+from pydantic import BaseModel
 
 from polyreel.catalogue import Catalogue
 from polyreel.errors import InvalidRequest
@@ -28,6 +29,47 @@ _FILTERS = {
     "filter.is_sdxl": "false",
     "filter.is_inpainting": "false",
 }
+
+
+class Kind(BaseModel):
+    """What sort of model it is."""
+
+    name: str
+    display_name: str
+
+
+class Listed(BaseModel):
+    """One public name that a client may use."""
+
+    id: int
+    name: str
+    hash_sha256: str
+    sd_name: str
+    type: Kind
+    categories: list[str]
+    status: int
+    download_url: str
+    tags: list[str]
+    cover_url: str
+    source: str
+    base_model: str
+    base_model_type: str
+    download_url_ttl: int
+    sd_name_in_api: str
+    is_sdxl: bool
+
+
+class Pagination(BaseModel):
+    """Where the next page begins, "" at the end."""
+
+    next_cursor: str
+
+
+class ModelList(BaseModel):
+    """One page of the list."""
+
+    models: list[Listed]
+    pagination: Pagination
 
 
 def page(request: Request, catalogue: Catalogue) -> dict[str, Any]:

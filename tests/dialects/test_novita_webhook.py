@@ -1,0 +1,126 @@
+"""Novita's webhooks: where they may lead, what they are told, and their test mode."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from polyreel.job import JobStatus
+from server.dialects import Dialect
+from server.dialects.novita import DIALECT
+from server.dialects.novita.settings import NovitaSettings
+from tests.conftest import Api
+from tests.dialects.test_novita import BASE, SUBMIT, auth, result
+from tests.live.decode import decode
+
+pytestmark = pytest.mark.anyio
+
+URL = "https://hooks.example.com/novita?token=1"
+
+
+def told(api: Api, job_id: str, dialect: Dialect = DIALECT) -> dict[str, Any]:
+    """Return what the webhook of a job is told, with readable links."""
+    stored = api.records.get(job_id)
+    assert stored is not None
+    assert dialect.webhook is not None
+    return dialect.webhook(stored, lambda key, _expires_at: f"https://files/{key}", 7200.0, NovitaSettings())
+
+
+async def submit(api: Api, **webhook: Any) -> str:
+    response = await api.http.post(
+        SUBMIT, json=BASE | {"extra": {"webhook": {"url": URL, **webhook}}}, headers=auth(api.key)
+    )
+    assert response.status_code == 200, response.text
+    return str(response.json()["task_id"])
+
+
+async def test_a_webhook_is_kept_with_the_job(api: Api) -> None:
+    job_id = await submit(api)
+    job = api.newest().job
+    assert (job.id, job.webhook, job.base_url) == (job_id, URL, "http://api.test")
+
+
+async def test_the_end_is_told_as_a_task_result_in_an_envelope(api: Api) -> None:
+    job_id = await submit(api)
+    api.finish(job_id)
+    event = told(api, job_id)
+    assert list(event) == ["event_type", "payload"]
+    assert event["event_type"] == "ASYNC_TASK_RESULT"
+    polled = await result(api, job_id)
+    assert event["payload"]["videos"] == [
+        {"video_url": f"https://files/out/{job_id}/{job_id}.mp4", "video_url_ttl": "3600", "video_type": "mp4"}
+    ]
+    assert event["payload"] | {"videos": []} == polled | {"videos": []}
+
+
+async def test_a_failure_is_told_with_its_reason(api: Api) -> None:
+    job_id = await submit(api)
+    api.fail(job_id, "The GPU has too little memory.")
+    payload = told(api, job_id)["payload"]
+    assert (payload["task"]["status"], payload["task"]["reason"], payload["videos"]) == (
+        "TASK_STATUS_FAILED",
+        "The GPU has too little memory.",
+        [],
+    )
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1/", "https://169.254.169.254/latest", "http://[::1]:8000/"])
+async def test_a_webhook_into_the_servers_own_network_is_refused(api: Api, url: str) -> None:
+    response = await api.http.post(SUBMIT, json=BASE | {"extra": {"webhook": {"url": url}}}, headers=auth(api.key))
+    assert (response.status_code, response.json()["reason"]) == (400, "INVALID_REQUEST_BODY")
+    assert response.json()["message"].startswith("extra.webhook.url ")
+    assert api.records.open_ids() == []
+
+
+async def test_the_test_mode_generates_nothing_and_its_task_can_be_read_and_played(api: Api) -> None:
+    job_id = await submit(api, test_mode={"enabled": True, "return_task_status": "TASK_STATUS_SUCCEED"})
+    assert api.records.open_ids() == []
+    polled = await result(api, job_id)
+    assert (polled["task"]["status"], polled["task"]["progress_percent"]) == ("TASK_STATUS_SUCCEED", 100)
+    content = (await api.http.get(polled["videos"][0]["video_url"])).content
+    stored = api.records.get(job_id)
+    assert stored is not None
+    [output] = stored.job.outputs
+    clip = decode(content)
+    assert (
+        (clip.shape, clip.fps) == ((output.num_frames, output.height, output.width), output.fps) == ((8, 64, 64), 8.0)
+    )
+    assert (output.bytes, output.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert told(api, job_id)["payload"]["task"]["status"] == "TASK_STATUS_SUCCEED"
+
+
+async def test_the_test_mode_can_fail(api: Api) -> None:
+    job_id = await submit(api, test_mode={"enabled": True, "return_task_status": "TASK_STATUS_FAILED"})
+    polled = await result(api, job_id)
+    assert (polled["task"]["status"], polled["task"]["reason"]) == (
+        "TASK_STATUS_FAILED",
+        "This is the mock failure of the webhook's test mode; nothing was generated.",
+    )
+    assert polled["videos"] == []
+
+
+async def test_a_mock_task_is_due_at_its_webhook_like_any_other(api: Api) -> None:
+    job_id = await submit(api, test_mode={"enabled": True, "return_task_status": "TASK_STATUS_FAILED"})
+    assert api.records.client.zrange("polyreel:webhooks:line:hooks.example.com", 0, -1) == [job_id]
+
+
+async def test_a_mock_task_counts_no_worker_and_leaves_nothing_open(api: Api) -> None:
+    await submit(api, test_mode={"enabled": True, "return_task_status": "TASK_STATUS_SUCCEED"})
+    client = api.records.client
+    assert client.hgetall("polyreel:open:owners") == {}
+    assert client.zcard("polyreel:ready:animatediff-tiny") == 0
+    assert client.hget("polyreel:counts", "succeeded") == "1"
+
+
+async def test_a_test_mode_that_is_off_makes_a_real_task(api: Api) -> None:
+    job_id = await submit(api, test_mode={"enabled": False, "return_task_status": "TASK_STATUS_SUCCEED"})
+    assert api.records.open_ids() == [job_id]
+    assert (await result(api, job_id))["task"]["status"] == "TASK_STATUS_QUEUED"
+
+
+async def test_a_webhook_of_null_is_none(api: Api) -> None:
+    response = await api.http.post(SUBMIT, json=BASE | {"extra": {"webhook": None}}, headers=auth(api.key))
+    assert response.status_code == 200
+    assert (api.newest().job.webhook, api.newest().job.status) == ("", JobStatus.QUEUED)
