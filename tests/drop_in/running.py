@@ -1,0 +1,62 @@
+"""Runs foreign clients in interpreters of their own: they print, warn and patch, and their pins are not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+#: Where npm's packages are kept between runs: beside ours, and out of the repository.
+_CACHE = Path(sys.prefix) / "npm"
+
+
+def run_script(script: str, *arguments: str) -> Any:
+    """Run Python; return the JSON of its last line."""
+    return _run([sys.executable, "-P", "-c", script, *arguments])
+
+
+def run_node(script: str, packages: list[str], *arguments: str) -> Any:
+    """Run an ES module in Node; return the JSON of its last line.
+
+    Args:
+        packages: what it imports, as npm names them with their version: "novita-sdk@3.1.3".
+        arguments: begin at `process.argv[2]`.
+    """
+    folder = _installed(packages)
+    module = folder / f"script-{os.getpid()}.mjs"
+    module.write_text(script)
+    try:
+        return _run(["node", str(module), *arguments])
+    finally:
+        module.unlink()
+
+
+def _installed(packages: list[str]) -> Path:
+    """Return a folder in which Node finds the packages; a laptop without npm skips the test, CI fails."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        if os.environ.get("CI"):
+            pytest.fail("node and npm are needed for the JavaScript clients")
+        pytest.skip("node and npm are not installed")
+    folder = _CACHE / "+".join(packages).replace("/", "_")
+    done = folder / "installed"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text('{"private": true}')
+        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *packages]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=250)
+        done.touch()
+    return folder
+
+
+def _run(command: list[str]) -> Any:
+    # Offline mode, which the model tests set for this process, refuses even a loopback address.
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
