@@ -136,3 +136,95 @@ def test_two_thousand_damaged_files_are_refused_or_read_and_never_crash():
 
     assert sum(outcomes.values()) == 2000
     assert min(outcomes.values()) > 100
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Return a picture of which no two neighbours are alike."""
+    return Image.fromarray(np.arange(height * width * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3))
+
+
+def moving(format: str) -> bytes:
+    """Return a picture of three frames."""
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "green", "blue")]
+    return encoded(frames[0], format, save_all=True, append_images=frames[1:])
+
+
+def turned(format: str) -> bytes:
+    """Return a picture of 8x6 that its EXIF says to turn by a quarter."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(gradient(8, 6), format, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (moving("GIF"), (8, 6)),
+        (moving("PNG"), (8, 6)),
+        (moving("WEBP"), (8, 6)),
+        (turned("JPEG"), (6, 8)),
+        (turned("PNG"), (6, 8)),
+        (turned("WEBP"), (6, 8)),
+        (png(30000, 1), (30000, 1)),
+        (png(1, 1), (1, 1)),
+        (encoded(gradient(8, 6), "JPEG", progressive=True), (8, 6)),
+        (PICTURE + b"<?php system($_GET['x']); ?>", (8, 6)),
+        (PICTURE + b"PK\x03\x04" + b"x" * 100, (8, 6)),
+    ],
+    ids=[
+        "gif",
+        "apng",
+        "animated webp",
+        "turned jpeg",
+        "turned png",
+        "turned webp",
+        "a line",
+        "a pixel",
+        "progressive",
+        "and php",
+        "and zip",
+    ],
+)
+def test_an_odd_picture_is_taken_for_what_it_shows(content, size):
+    assert look_at("image", content) == size
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"GIF89a<script>alert(1)</script>",
+        b"<html><img src=x onerror=alert(1)></html>",
+        b"8BPS\x00\x01" + bytes(100),
+        b"\x00\x00\x00\x1cftypavif" + bytes(100),
+        b"\x00\x00\x00\x18ftypheic" + bytes(100),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n",
+        b"P6 1000000 1000000 255\n",
+        b"/* XPM */",
+        b"MZ" + bytes(1000),
+        PICTURE[:7],
+    ],
+    ids=["gif and script", "html", "psd", "avif", "heic", "eps", "ppm", "xpm", "program", "png's first bytes"],
+)
+def test_a_file_of_another_kind_is_refused_at_once(content):
+    began = time.monotonic()
+    with pytest.raises(InvalidRequest):
+        look_at("image", content)
+    assert time.monotonic() - began < 0.2
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused_before_they_are_decoded():
+    whole = encoded(Image.new("L", (5000, 5000), 128), "JPEG", progressive=True, quality=10)
+    last_scan = whole[whole.rindex(b"\xff\xc4", 0, whole.rindex(b"\xff\xda")) : -2]
+    began = time.monotonic()
+    with pytest.raises(InvalidRequest, match=r"^image is a JPEG of more than 50 scans; save it anew$"):
+        look_at("image", whole[:-2] + last_scan * 2000 + whole[-2:])
+    assert time.monotonic() - began < 0.2  # 20 ms a scan: 40 s
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["data:image/png,", "data:;base64,", "data:text/html;base64,", "data:image/png;base64;", "data:", "blob:null/"],
+)
+def test_a_data_url_that_is_none_of_a_picture_in_base64_is_refused(head):
+    with pytest.raises(InvalidRequest, match=r"^image must be a picture in base64, got text that is not base64$"):
+        decode("image", head + TEXT)

@@ -1,0 +1,153 @@
+"""A picture may be a link: fetched through the guard, then looked at as strictly as one that was sent."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+import server.services
+from polyreel.errors import InvalidRequest, NotFetched, UnsafeAddress
+from polyreel.outbound import Outbound
+from server.services import Services
+from tests.conftest import Api
+from tests.core.recorder import PUBLIC, Recorder, outbound
+from tests.server.pictures import png
+
+pytestmark = pytest.mark.anyio
+
+PICTURE = png(8, 6)
+
+#: path: the answer's head and body
+FILES = {
+    "/cat.png": (b"200 OK\r\nContent-Type: image/png", PICTURE),
+    "/cat.bin": (b"200 OK\r\nContent-Type: application/octet-stream", PICTURE),
+    "/page.png": (b"200 OK\r\nContent-Type: image/png", b"<html>not a picture</html>"),
+    "/cut.png": (b"200 OK\r\nContent-Type: image/png", PICTURE[:-20]),
+    "/nothing.png": (b"200 OK\r\nContent-Type: image/png\r\nContent-Length: 0", b""),
+    "/gone.png": (b"404 Not Found\r\nContent-Length: 0", b""),
+    "/moved.png": (b"302 Found\r\nLocation: http://127.0.0.1/cat.png\r\nContent-Length: 0", b""),
+    "/packed.png": (b"200 OK\r\nContent-Encoding: gzip", b"\x1f\x8b"),
+    "/long.png": (b"200 OK\r\nContent-Type: image/png", bytes(15_000_001)),
+}
+
+
+@pytest.fixture
+def files() -> Iterator[str]:
+    """The address of a server that has FILES; /slow.png never comes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                path = connection.recv(65536).split()[1].decode()
+                try:
+                    if path == "/slow.png":
+                        connection.recv(1)
+                    else:
+                        head, body = FILES[path]
+                        connection.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n" + body)
+                except OSError:
+                    pass
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+@pytest.fixture
+def shared(make_api: Callable[..., Api]) -> Services:
+    """The services of an API that may reach loopback."""
+    services: Services = make_api(webhook_allow=("127.0.0.0/8",)).app.state.services
+    return services
+
+
+@pytest.mark.parametrize("path", ["/cat.png", "/cat.bin"])
+async def test_a_link_leads_to_the_same_picture_as_its_base64(shared: Services, files: str, path: str) -> None:
+    linked = await shared.fetch_picture("init_image", files + path)
+    sent = await shared.fetch_picture("init_image", base64.b64encode(PICTURE).decode())
+    assert linked == sent
+    assert (linked.content, linked.width, linked.height) == (PICTURE, 8, 6)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/gone.png", "init_image was answered with status 404"),
+        ("/moved.png", "init_image was answered with status 302, and redirects are not followed"),
+        ("/packed.png", "init_image was answered compressed, though that was not asked for"),
+        ("/long.png", "init_image leads to more than 15000000 bytes"),
+    ],
+)
+async def test_a_link_of_which_nothing_comes_is_named(shared: Services, files: str, path: str, message: str) -> None:
+    with pytest.raises(NotFetched) as refused:
+        await shared.fetch_picture("init_image", files + path)
+    assert (refused.value.message, refused.value.field) == (message, "init_image")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/page.png", "init_image must be a picture (PNG, JPEG, WEBP, GIF, BMP), got something else"),
+        ("/cut.png", "init_image is a damaged picture; send it again whole"),
+        ("/nothing.png", "init_image must be a picture (PNG, JPEG, WEBP, GIF, BMP), got something else"),
+    ],
+)
+async def test_what_a_link_leads_to_must_be_a_picture(shared: Services, files: str, path: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await shared.fetch_picture("init_image", files + path)
+    assert (type(refused.value), refused.value.message) == (InvalidRequest, message)
+
+
+async def test_a_slow_link_is_left_after_its_time(
+    shared: Services, files: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.services.FETCH_S == 20.0
+    monkeypatch.setattr(server.services, "FETCH_S", 0.3)
+    began = time.monotonic()
+    with pytest.raises(NotFetched, match=r"^image did not answer within 0\.3 s$"):
+        await shared.fetch_picture("image", f"{files}/slow.png")
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:6379/",
+        "https://169.254.169.254/latest/meta-data/",
+        "https://inside.example/cat.png",
+        "file:///etc/passwd",
+        "gopher://127.0.0.1:6379/_FLUSHALL",
+        "ftp://files.example/cat.png",
+    ],
+)
+async def test_a_link_that_leads_inside_is_refused_and_nothing_is_connected_to(api: Api, url: str) -> None:
+    recorder = Recorder()
+    shared = _guarded_by(api, outbound(recorder, {"inside.example": ["10.0.0.5"]}))
+    with pytest.raises(UnsafeAddress) as refused:
+        await shared.fetch_picture("inputs.image", url)
+    assert (recorder.connects, refused.value.field) == ([], "inputs.image")
+
+
+async def test_a_public_link_is_fetched(api: Api) -> None:
+    recorder = Recorder(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(PICTURE), PICTURE))
+    shared = _guarded_by(api, outbound(recorder))
+    assert (await shared.fetch_picture("image", "https://pictures.example/cat.png")).content == PICTURE
+    assert recorder.connects == [(PUBLIC, 443)]
+
+
+def _guarded_by(api: Api, calls: Outbound) -> Services:
+    shared: Services = replace(api.app.state.services, outbound=calls)
+    return shared
