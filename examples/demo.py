@@ -91,6 +91,22 @@ def save_novita(client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
         time.sleep(1)
 
 
+def save_openai(client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
+    """OpenAI's clients poll the video and download its content, of which there are three."""
+    video = answer.json()
+    while video["status"] in ("queued", "in_progress"):
+        time.sleep(1)
+        video = client.get(f"/v1/videos/{video['id']}", headers=BEARER).raise_for_status().json()
+    if video["status"] != "completed":
+        raise SystemExit(f"openai: {video}")
+    content = {"openai.mp4": "video", "openai.webp": "thumbnail", "openai.jpg": "spritesheet"}
+    url = f"/v1/videos/{video['id']}/content"
+    return [
+        _write(name, client.get(url, params={"variant": variant}, headers=BEARER).raise_for_status().content)
+        for name, variant in content.items()
+    ]
+
+
 BEARER = {"Authorization": f"Bearer {KEY}"}
 
 CLIPS = (
@@ -161,6 +177,14 @@ CLIPS = (
             "(normal quality:2), lowres, ((monochrome)), ((grayscale)), watermark",
         },
         save_novita,
+    ),
+    Clip(
+        "OpenAI Videos",
+        "its first example, made smaller for a CPU: 1 s instead of 8, 256 px instead of 720",
+        "/v1/videos",
+        BEARER,
+        {"model": "sora-2", "prompt": "A calico cat playing a piano on stage", "seconds": "1", "size": "256x256"},
+        save_openai,
     ),
 )
 
