@@ -1,4 +1,4 @@
-"""The queue: records, leases and what admits jobs to them, over one Redis."""
+"""The queue: records, leases, webhooks and what admits jobs, over one Redis."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from polyreel.records import (
 )
 from polyreel.scheduling import Rule
 from polyreel.terms import Terms
+from polyreel.webhooks import Webhooks
 
 
 def rq_connection(url: str, *, patient: bool) -> redis.Redis:
@@ -59,6 +60,7 @@ class Queue:
         client = connect(url, patient=patient)
         self.records = Records(client, retention_s, lease_s)
         self.leases = Leases(client, retention_s=retention_s, lease_s=lease_s, rule=rule)
+        self.webhooks = Webhooks(client)
         self.max_open = max_open
         self.max_open_of_owner = max_open_of_owner
         self.job_timeout_s = job_timeout_s

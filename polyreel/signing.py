@@ -26,7 +26,7 @@ def message_id(job_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Signer:
+class WebhookSigner:
     """Signs for every owner.
 
     Args:
@@ -59,8 +59,8 @@ class Signer:
         }
 
 
-def load_signer(settings: Settings) -> Signer:
+def load_signer(settings: Settings) -> WebhookSigner:
     """Return the signer of this server; without `webhook_secrets` its secret is made in the state folder."""
     if settings.webhook_secrets:
-        return Signer([webhook_secret_bytes(secret.get_secret_value()) for secret in settings.webhook_secrets])
-    return Signer([read_or_make(settings.state_dir / "webhook-secret")])
+        return WebhookSigner([webhook_secret_bytes(secret.get_secret_value()) for secret in settings.webhook_secrets])
+    return WebhookSigner([read_or_make(settings.state_dir / "webhook-secret")])

@@ -33,6 +33,7 @@ from polyreel.queue import Queue
 from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings
 from polyreel.storage import Storage, connect_storage
+from polyreel.signing import load_signer
 from server import files, health, metrics
 from server.dialects import Dialect, dialect_settings, dialects
 from server.edge import Edge, refused
@@ -92,6 +93,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         outbound=Outbound(settings.webhook_allow, settings.outbound_http),
         published=Published(settings.retention_s),
     )
+        webhook_signer=load_signer(settings),
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -54,6 +54,7 @@ from polyreel.records import (
 from polyreel.request import VideoRequest
 from polyreel.settings import Settings
 from polyreel.storage import Storage
+from polyreel.signing import WebhookSigner
 from polyreel.terms import Terms
 from server.gate import Gate, budget
 from server.pictures import FETCH_S, MAX_AT_ONCE, MAX_BYTES, MAX_FETCHES, Picture, check_picture, is_link, read_picture
@@ -105,6 +106,7 @@ class Services:
         stopping: set when this process is told to stop; whoever waits for a job says so to its client then.
     """
 
+        webhook_signer: knows each owner's webhook secrets.
     settings: Settings
     catalogue: Catalogue
     keys: ApiKeys
@@ -121,6 +123,7 @@ class Services:
     _devices: _Devices = field(default_factory=_Devices)
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
     _fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_FETCHES))
+    webhook_signer: WebhookSigner
     _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def caller(self, key: str | None, scope: Scope) -> Caller:

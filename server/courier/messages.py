@@ -8,7 +8,7 @@ from polyreel.links import LinkSigner, file_url
 from polyreel.records import StoredJob
 from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings
-from polyreel.signing import Signer, load_signer, message_id
+from polyreel.signing import WebhookSigner, load_signer, message_id
 from server.courier.courier import Message
 from server.dialects import dialect_settings, dialects
 
@@ -27,7 +27,7 @@ class Messages:
         secret = settings.link_secret.get_secret_value().encode() if settings.link_secret else None
         self._settings = settings
         self._links = LinkSigner(secret or read_or_make(settings.state_dir / "link-secret"))
-        self._signer: Signer = load_signer(settings)
+        self._signer: WebhookSigner = load_signer(settings)
         self._dialect_settings = dialect_settings(settings, settings.catalogue)
 
     def make(self, stored: StoredJob, now: float) -> Message:
