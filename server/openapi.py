@@ -6,10 +6,12 @@ what they read. `documents` tells it, from the same wire models that check the b
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -67,6 +69,8 @@ def documents(
         },
         "status_code": status,
         "response_model": None,
+        # FastAPI would say that the route answers in JSON too.
+        "response_class": JSONResponse if answer_media == "application/json" else Response,
     }
 
 
@@ -87,7 +91,13 @@ def add_schemes(app: FastAPI) -> None:
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = plain()
+        with warnings.catch_warnings():
+            # FastAPI gives the GET and the HEAD of one route one name, and warns of it; they get their own below.
+            warnings.filterwarnings("ignore", "Duplicate Operation ID")
+            document = plain()
+        for operations in document["paths"].values():
+            for method, operation in operations.items():
+                operation["operationId"] = f"{operation['operationId'].rpartition('_')[0]}_{method}"
         document.setdefault("components", {})["securitySchemes"] = SCHEMES
         return document
 

@@ -6,6 +6,7 @@
     POST /polyreel/v1/jobs/{id}/cancel
     DEL  /polyreel/v1/jobs/{id}
     GET  /polyreel/v1/jobs/{id}/preview
+    GET  /polyreel/v1/jobs/{id}/events
     GET  /polyreel/v1/jobs/{id}/deliveries
     POST /polyreel/v1/jobs/{id}/redeliver
     GET  /polyreel/v1/webhooks/secret
@@ -18,11 +19,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.dialects import Dialect, Example
-from server.dialects.native import jobs, webhooks
+from server.dialects.native import events, jobs, webhooks
 from server.dialects.native.problems import render_error
 
 #: Each noun has a module with a router of its own.
-_NOUNS = (jobs, webhooks)
+_NOUNS = (jobs, events, webhooks)
 
 router = APIRouter(prefix="/polyreel/v1")
 for noun in _NOUNS:

@@ -92,7 +92,7 @@ async def submit_job(request: Request) -> Response:
         keep_s=keep_s,
     )
     location = f"{shared.base_url(request)}/polyreel/v1/jobs/{stored.job.id}"
-    return JSONResponse(await _answer(shared, request, stored), 202, {"Location": location})
+    return JSONResponse(await answer_of(shared, request, stored), 202, {"Location": location})
 
 
 @router.get("/jobs", **documents(answer=JobsAnswer, errors=Problem, error_media=MEDIA, parameters=_LISTING))
@@ -114,7 +114,7 @@ async def list_jobs(request: Request) -> Response:
         statuses=frozenset(statuses),
         model=model,
     )
-    jobs = [await _answer(shared, request, stored) for stored in page.jobs]
+    jobs = [await answer_of(shared, request, stored) for stored in page.jobs]
     following = str(page.jobs[-1].number) if page.has_more else None
     return JSONResponse({"jobs": jobs, "has_more": page.has_more, "next": following})
 
@@ -124,7 +124,7 @@ async def get_job(request: Request, job_id: str) -> Response:
     """Answer how a job is getting on."""
     shared = services(request)
     caller = await shared.caller(bearer(request), "read")
-    return JSONResponse(await _answer(shared, request, await shared.get(job_id, caller.owner)))
+    return JSONResponse(await answer_of(shared, request, await shared.get(job_id, caller.owner)))
 
 
 @router.post("/jobs/{job_id}/cancel", **documents(answer=JobAnswer, errors=Problem, error_media=MEDIA))
@@ -132,7 +132,7 @@ async def cancel_job(request: Request, job_id: str) -> Response:
     """End a job that waits or runs; again is no error, too late is 409."""
     shared = services(request)
     caller = await shared.caller(bearer(request), "submit")
-    return JSONResponse(await _answer(shared, request, await shared.cancel(job_id, caller.owner)))
+    return JSONResponse(await answer_of(shared, request, await shared.cancel(job_id, caller.owner)))
 
 
 @router.delete("/jobs/{job_id}", **documents(answer=RemovalAnswer, errors=Problem, error_media=MEDIA))
@@ -165,7 +165,12 @@ async def get_preview(request: Request, job_id: str) -> Response:
     return Response(preview.jpeg, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
 
-async def _answer(shared: Services, request: Request, stored: StoredJob) -> dict[str, Any]:
+async def answer_of(shared: Services, request: Request, stored: StoredJob) -> dict[str, Any]:
+    """Return a job as it is told to its owner. Any: JSON.
+
+    Raises:
+        QueueUnavailable: where it stands is not known, because Redis does not answer.
+    """
     base_url, retention_s = shared.base_url(request), shared.settings.retention_s
 
     def link(key: str, expires_at: float) -> str:
