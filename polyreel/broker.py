@@ -17,19 +17,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import redis
 
 from polyreel.errors import ConfigurationError
+from polyreel.state_lock import state_lock
 
 #: A unix socket's path has room for 108 bytes, its terminating zero included.
 _SOCKET_PATH_MAX = 107
 
 #: How long an embedded server may take to read its append-only file before we give up, seconds.
 _START_S = 30.0
+
+#: How long it may take until a `polyreel up` that has begun has its queue, seconds.
+_SOON_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,38 @@ def start_embedded(state_dir: Path) -> EmbeddedBroker:
             raise ConfigurationError("The embedded queue server did not start:\n" + "\n".join(tail))
         time.sleep(0.02)
     return broker
+
+
+@contextlib.contextmanager
+def queue_of(state_dir: Path) -> Iterator[str]:
+    """Give the URL of a state folder's queue: that of the `polyreel up` which runs it, else one for the moment.
+
+    Raises:
+        ConfigurationError: `polyreel up` runs with a Redis of its own, or no queue can be started.
+    """
+    with state_lock(state_dir) as is_mine:
+        if not is_mine:
+            yield _running(state_dir)
+            return
+        broker = start_embedded(state_dir)
+        try:
+            yield broker.url
+        finally:
+            broker.stop()
+
+
+def _running(state_dir: Path) -> str:
+    """Return the URL of the queue that somebody else runs, who may have begun this moment."""
+    url = f"unix://{_socket_path((state_dir / 'queue').resolve())}"
+    deadline = time.monotonic() + _SOON_S
+    while not _answers(url):
+        if time.monotonic() > deadline:
+            raise ConfigurationError(
+                f"redis_url: polyreel up uses {state_dir} with another queue than the embedded one, or that does not "
+                "answer. Set REDIS_URL as it has it."
+            )
+        time.sleep(0.05)
+    return url
 
 
 def _socket_path(folder: Path) -> Path:

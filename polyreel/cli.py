@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyreel import __version__
+from polyreel.cli_keys import keys_app
 from polyreel.errors import ConfigurationError
 from polyreel.gpus import Place, places
 from polyreel.processes import command
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(keys_app, name="keys")
 bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 

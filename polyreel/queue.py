@@ -38,7 +38,7 @@ class Queue:
         url: of Redis.
         retention_s: how long finished records stay, seconds.
         max_open: unfinished jobs in all before `submit` refuses.
-        max_open_of_owner: unfinished jobs of one owner, None for no limit of its own.
+        max_open_of_owner: unfinished jobs of an account whose key names no number; None for no limit of its own.
         job_timeout_s: longest time that one attempt may run, seconds.
         lease_s: how long a claim holds without being renewed, seconds.
         rule: how a worker chooses between models.
@@ -76,7 +76,7 @@ class Queue:
             The record; an earlier job's when its Idempotency-Key and request came before.
 
         Raises:
-            TooManyJobs: the queue is full, for everybody or for this owner.
+            TooManyJobs: the queue is full; `LimitReached`, for this account, or it may not submit so many so fast.
             KeyReused: the Idempotency-Key stands for another request.
             QueueUnavailable: Redis does not answer; a record that was written all the same is run, which costs
                 a generation that nobody reads and loses nothing.

@@ -3,6 +3,8 @@
     polyreel:job:{id}         hash, the fields of `VideoJob` and ours (below)
     polyreel:open             sorted set of unfinished job ids by creation time
     polyreel:open:owners      hash, owner to its number of unfinished jobs
+    polyreel:open:accounts    hash, likewise by account; beside it what `lua/accounts.lua` keeps of them
+    polyreel:key:{id}         hash, an API key, see `polyreel.key_store`
     polyreel:jobs:{owner}     sorted set of an owner's job ids by their number; whoever lists them takes out those whose
                               record has expired
     polyreel:ready:{model}    sorted set of waiting job ids in fair order; RQ's list rq:queue:{model} shows the same
@@ -24,7 +26,8 @@
 Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a write that carries an older fence
 comes from a worker that was given up, and is refused), `execution` names the claim in RQ's registries, `ended_by` the
 fence that ended it ("leave" when its last waiting client left), `number` is the integer id, `model` and `pixels` place
-it in its queue, `finishing` is 1 while its file is in the making, `schema` is the version of the record. Each change is
+it in its queue, `finishing` is 1 while its file is in the making, `expected_ms`, `max_running`, `charged_to` and
+`sharing` are what the limits of keys go by (`lua/accounts.lua`), `schema` is the version of the record. Each change is
 one Lua script (`polyreel/lua`), so no two processes can both be right; and since a client sends a script again when its
 reply was lost, taking in, claiming and ending twice is the same as once. All times are of Redis' clock. Records of
 finished jobs expire with their files; open ones never do.
@@ -33,9 +36,11 @@ finished jobs expire with their files; open ones never do.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import date, timedelta
 from typing import Any
 
 import redis
@@ -46,6 +51,7 @@ from polyreel.admission import Rates
 from polyreel.durations import NEWEST, towards
 from polyreel.errors import KeyReused, QueueUnavailable, TooManyJobs
 from polyreel.job import MAX_ATTEMPTS, SCHEMA, JobStatus, VideoJob
+from polyreel.limits import Usage, limit_reached
 from polyreel.rq_entry import entry_fields, iso_now
 from polyreel.scripts import arguments, exception_text, script
 from polyreel.terms import IDEMPOTENCY_S, WEIGHTS, Terms
@@ -182,6 +188,7 @@ class Records:
         self._release = script(client, "release")
         self._cancel = script(client, "cancel")
         self._delete = script(client, "delete")
+        self._usage = script(client, "usage")
 
     def create(
         self,
@@ -196,44 +203,47 @@ class Records:
 
         Args:
             max_open: unfinished jobs in all.
-            max_open_of_owner: unfinished jobs of one owner, None for no limit of its own.
+            max_open_of_owner: unfinished jobs of an account whose key names no number; None for no limit of its own.
             timeout_s: shown by RQ's tools.
-            terms: the job's lane and Idempotency-Key.
+            terms: the job's lane and Idempotency-Key, its key's limits, what it is expected to take.
 
         Returns:
             The record; an earlier job's when its Idempotency-Key and request came before.
 
         Raises:
             TooManyJobs: that many are unfinished already; nothing was written.
+            LimitReached: the job's account has used up a limit of its key; nothing was written or counted.
             KeyReused: the Idempotency-Key stands for another request.
         """
         terms = terms or Terms()
+        account = job.account or job.owner
+        limits = ({} if max_open_of_owner is None else {"max_queued": max_open_of_owner}) | terms.limits.to_dict()
         pixels = job.request.num_frames * job.request.height * job.request.width
         fields = [part for pair in job.to_record().items() for part in pair]
         how = {
             "id": job.id,
             "owner": job.owner,
+            "account": account,
+            "limits": {name: value for name, value in limits.items() if name != "models"},
+            "expected_ms": round(terms.expected_s * 1000),
             "model": job.request.model,
-            "flow": f"{job.lane}:{job.owner}",
+            "flow": f"{job.lane}:{account}",
             "cost": 1 / WEIGHTS[job.lane],
             "pixels": pixels,
             "schema": SCHEMA,
             "fields": len(fields),
             "max_open": max_open,
-            "max_open_of_owner": max_open if max_open_of_owner is None else max_open_of_owner,
             "idempotency_key": terms.redis_key(job.owner),
             "idempotency_s": IDEMPOTENCY_S,
             "digest": terms.digest,
+            "ends": terms.ends,
+            "ending": ending_terms(self.retention_s, job.error_message),
         }
         answer = self._submit(args=arguments(how, *fields, *entry_fields(job, timeout_s, self.client)))
         if answer[0] == "full":
             raise queue_is_full(max_open)
-        if answer[0] == "owner_full":
-            raise TooManyJobs(
-                f"You have {max_open_of_owner} unfinished jobs, which is all that this server lets one key have. "
-                "Wait for one to end, or cancel one.",
-                retry_after_s=30,
-            )
+        if answer[0] == "limit":
+            raise limit_reached(answer[1], limits[answer[1]], float(answer[2]))
         if answer[0] == "other":
             raise KeyReused("This Idempotency-Key was sent before with another request; use a new one.")
         _, job_id, number, created_at = answer
@@ -301,6 +311,23 @@ class Records:
         deleted: a client asks again when the reply was lost.
         """
         return str(self._delete(args=arguments({"id": job_id}))) == "deleted"
+
+    def usage(self, account: str) -> Usage:
+        """Return what an account has used today; all zeros for one that was never heard of.
+
+        Args:
+            account: `Caller.account`, or the owner where that is "".
+        """
+        day, submits, ms, reserved_ms, unfinished, running, left_s = self._usage(args=arguments({"account": account}))
+        return Usage(
+            day=(date(1970, 1, 1) + timedelta(days=int(day))).isoformat(),
+            submits=int(submits),
+            gpu_seconds=int(ms) / 1000,
+            reserved_seconds=int(reserved_ms) / 1000,
+            queued=max(0, int(unfinished) - int(running)),
+            running=int(running),
+            resets_in_s=math.ceil(float(left_s)),
+        )
 
     def _terms(self, error: str = "") -> dict[str, Any]:
         return ending_terms(self.retention_s, error) | {"lease_s": self.lease_s}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from polyreel.terms import WEIGHTS, Lane
 
@@ -105,7 +106,11 @@ def _longest(waiting: Iterable[Waiting]) -> Waiting | None:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """The jobs that form one line: those of an owner in a lane."""
+    """The jobs that form one line: those of an account in a lane.
+
+    Args:
+        owner: the account, which is its owner's name for keys given by the settings.
+    """
 
     owner: str
     lane: Lane = "interactive"
@@ -149,6 +154,10 @@ class FairOrder:
     long jobs would let many short ones pass, and estimates would have to be right. And what leaves the line otherwise
     (a job that shares another's call, one that is cancelled) leaves no gap: its place goes to the next of its line. For
     the same reason such followers do not move the virtual time, which would put newcomers behind all before them.
+
+    An account may run only so many jobs at a time (`max_running` of its key). Its others wait where they stand and are
+    passed over, so that nobody waits for them. When it may again, its next job is first, since its turn has passed; the
+    rest of its line then stands as if it had come back that moment, for a line gets no credit for having waited.
     """
 
     def __init__(self) -> None:
@@ -183,19 +192,37 @@ class FairOrder:
             later.tag, tag = tag, later.tag
         line.next_tag = tag
 
-    def claim(self, limit: int = 1) -> list[str]:
-        """Take the head and up to `limit` - 1 followers of its batch key, in order; [] when nobody waits.
+    def claim(self, limit: int = 1, room: Mapping[str, int] | None = None) -> list[str]:
+        """Take the head and up to `limit` - 1 followers of its batch key, in order; [] when nobody waits who may run.
 
         The head is always taken, so a claim serves whose turn it is, whatever may be batched.
+
+        Args:
+            room: account to how many more of its jobs may run; one that is not there has no limit.
         """
+        left = dict(room or {})
+
+        def may_run(one: Ticket) -> bool:
+            account = one.flow.owner
+            if account not in left:
+                return True
+            left[account] -= 1
+            return left[account] >= 0
+
         order = self.order()
-        if not order:
+        head = next(filter(may_run, order), None)
+        if head is None:
             return []
-        head, *others = order
-        self._virtual_time = max(self._virtual_time, head.tag)
+        line = self._lines[head.flow]
+        line.tickets.remove(head)
         del self._waiting[head.job_id]
-        self._lines[head.flow].tickets.remove(head)
-        followers = [one.job_id for one in others if head.batch_key and one.batch_key == head.batch_key][: limit - 1]
+        if (late := self._virtual_time - head.tag) > 0:
+            line.next_tag += late
+            for ticket in line.tickets:
+                ticket.tag += late
+        self._virtual_time = max(self._virtual_time, head.tag)
+        alike = (one for one in order if one is not head and head.batch_key and one.batch_key == head.batch_key)
+        followers = [one.job_id for one in islice(filter(may_run, alike), limit - 1)]
         for job_id in followers:
             self.remove(job_id)
         return [head.job_id, *followers]

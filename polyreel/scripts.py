@@ -1,6 +1,6 @@
 """The Lua scripts that change the queue's state, `polyreel/lua/*.lua`: each is one indivisible step.
 
-Every script starts with the same prelude: the order of the states, the names of RQ's keys, `lua/common.lua`.
+Every script starts with the same prelude: the order of the states, the names of RQ's keys, and `_SHARED`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _RQ_ENDS = {
     "cancelled": ("canceled", "rq:canceled:", None, 3600),
 }
 
+_SHARED = ("accounts", "common")
+
 
 @cache
 def _prelude() -> str:
@@ -47,8 +49,8 @@ def _prelude() -> str:
         f"{name}={{status='{status}', registry='{registry}', type={kind or 'nil'}, ttl={ttl}}}"
         for name, (status, registry, kind, ttl) in _RQ_ENDS.items()
     )
-    common = (files("polyreel") / "lua" / "common.lua").read_text("utf-8")
-    return f"local RANK = {{{ranks}}}\n{names}\nlocal RQ_ENDS = {{{ends}}}\n{common}\n"
+    shared = "\n".join((files("polyreel") / "lua" / f"{name}.lua").read_text("utf-8") for name in _SHARED)
+    return f"local RANK = {{{ranks}}}\n{names}\nlocal RQ_ENDS = {{{ends}}}\n{shared}\n"
 
 
 def script(client: redis.Redis, name: str) -> Script:

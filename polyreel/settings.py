@@ -32,6 +32,9 @@ from polyreel.errors import ConfigurationError, did_you_mean
 from polyreel.scheduling import Rule
 from polyreel.secret_files import webhook_secret_bytes
 
+#: Longest API key, characters: longer texts are refused unread.
+MAX_KEY = 4096
+
 _KEY = re.compile(r"[!-+\--~][ !-+\--~]{14,}[!-+\--~]")  # 16 or more printable ASCII characters, no comma
 
 
@@ -95,7 +98,8 @@ class Settings(BaseSettings):
         file_metadata: write what is needed to make the same video again (prompt, seed, settings, versions) into it.
         max_queued: unfinished jobs in all before new ones are refused.
         max_body_bytes: longest request body that is read; routes that take pictures read 20 MiB.
-        max_queued_per_key: unfinished jobs of one API key before it is refused new ones; None for no limit of its own.
+        max_queued_per_key: unfinished jobs of one API key before it is refused new ones, for keys that were made
+            without a number of their own; None for no limit.
         lease_s: how long a worker keeps a job without renewing its claim, seconds; it renews every quarter of that. A
             machine that dies is noticed after 1 to 1.25 of it.
         scheduling: how a worker chooses between models.
@@ -191,6 +195,8 @@ class Settings(BaseSettings):
         for name, key in keys.items():
             if not _KEY.fullmatch(key.get_secret_value()):
                 raise ValueError(f"the key of {name!r} must be 16 or more printable characters without a comma")
+            if len(key.get_secret_value()) > MAX_KEY:
+                raise ValueError(f"the key of {name!r} must be at most {MAX_KEY} characters")
         if len({key.get_secret_value() for key in keys.values()}) < len(keys):
             raise ValueError("two names share one key; every owner needs a key of its own")
         return keys
@@ -212,6 +218,13 @@ class Settings(BaseSettings):
     def _are_hosts_and_networks(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         AllowList.read(entries)
         return entries
+
+    @field_validator("key_pepper")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 16:
+            raise ValueError("must be 16 or more characters that nobody can guess")
+        return value
 
     @field_validator("public_url")
     @classmethod

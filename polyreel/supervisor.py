@@ -10,7 +10,6 @@ same time (each may finish its job within `drain_s`), then the API and the couri
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import sys
@@ -27,6 +26,7 @@ from polyreel.gpus import Place
 from polyreel.leases import Leases
 from polyreel.records import connect
 from polyreel.settings import Settings
+from polyreel.state_lock import state_lock
 
 _CONFIGURATION_EXIT = 2
 
@@ -226,12 +226,9 @@ class Supervisor:
 
 @contextlib.contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder's lock: two servers on one append-only file would lose each other's jobs."""
-    with (state_dir / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with state_lock(state_dir) as is_mine:
+        if not is_mine:
             raise ConfigurationError(
                 f"state_dir: another polyreel up is using {state_dir}. Stop it, or choose another: --state-dir DIR."
-            ) from None
+            )
         yield

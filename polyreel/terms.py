@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
+
+from polyreel.limits import KeyLimits
 
 #: Jobs of one owner form one line per lane. Lanes share a model by weight: nobody starves, and a single interactive job
 #: does not wait for its owner's own thousand of bulk.
@@ -20,7 +22,7 @@ IDEMPOTENCY_S = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a client asked of the queue.
+    """What a client asked of the queue, and what its key may.
 
     Args:
         lane: see `Lane`.
@@ -29,12 +31,18 @@ class Terms:
         idempotency_key: the client's own word for this submit, "" for none: the same again is answered with the same
             job, for 24 hours.
         digest: of the request as it came, to tell a repetition from another request under the same key.
+        limits: of the API key, which hold for its account.
+        expected_s: seconds of a device that the job is expected to take, 0.0 for unknown.
+        ends: "succeeded" or "failed" for a rehearsal, which ends as it is taken in and is never run; else "".
     """
 
     lane: Lane = "interactive"
     exact: bool = False
     idempotency_key: str = ""
     digest: str = ""
+    limits: KeyLimits = field(default_factory=KeyLimits)
+    expected_s: float = 0.0
+    ends: str = ""
 
     def redis_key(self, owner: str) -> str:
         """Return where the key is remembered, "" for none; an owner's keys are its own."""

@@ -6,9 +6,13 @@ import argparse
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from polyreel.errors import ConfigurationError
+from polyreel.errors import ConfigurationError, QueueUnavailable
 from polyreel.processes import start_as
+
+if TYPE_CHECKING:
+    from polyreel.settings import Settings
 
 #: After SIGTERM, how long answers in progress may take, seconds. Without a limit one open stream holds it forever.
 _GRACE_S = 10
@@ -29,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigurationError as err:
         print(f"polyreel serve: {err}", file=sys.stderr)  # noqa: T201
         return 2
+    except QueueUnavailable as err:  # whoever supervises us starts us again
+        print(f"polyreel serve: whether there is an API key, only Redis knows. {err}", file=sys.stderr)  # noqa: T201
+        return 1
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -43,7 +50,7 @@ def _serve(options: argparse.Namespace) -> int:
     settings = load_settings(options.config, state_dir=options.state_dir, host=options.host, port=options.port).settings
     configure_logs(settings.log_level, "serve")
     listener = _listen(settings.host, settings.port)  # first: a key that is made is shown once, so it must be shown
-    keys, new_key = load_keys(settings)
+    keys, new_key = load_keys(settings, lambda: _has_stored_key(settings))
     app = create_app(settings, keys)
     print(greeting(settings, listener.getsockname()[1], new_key), flush=True)  # noqa: T201
     config = uvicorn.Config(
@@ -59,6 +66,21 @@ def _serve(options: argparse.Namespace) -> int:
 
     Server(config).run(sockets=[listener])
     return 0
+
+
+def _has_stored_key(settings: Settings) -> bool:
+    """Return whether anybody could enter by a key in Redis, which need not answer where it does not matter.
+
+    Raises:
+        QueueUnavailable: it does not answer now.
+    """
+    from polyreel.key_store import KeyStore, pepper_of
+    from polyreel.records import connect
+
+    if settings.redis_url is None:
+        return False
+    with connect(settings.redis_url.get_secret_value(), patient=False) as client:
+        return KeyStore(client, pepper_of(settings)).has_usable()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,15 +26,17 @@ from polyreel.errors import (
     UnknownRoute,
 )
 from polyreel.formats import formats
+from polyreel.key_store import pepper_of
 from polyreel.keys import ApiKeys
 from polyreel.links import LinkSigner
 from polyreel.outbound import Outbound
 from polyreel.queue import Queue
 from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings
-from polyreel.storage import Storage, connect_storage
 from polyreel.signing import load_signer
+from polyreel.storage import Storage, connect_storage
 from server import files, health, metrics
+from server.callers import Callers
 from server.dialects import Dialect, dialect_settings, dialects
 from server.edge import Edge, refused
 from server.gate import Gate
@@ -82,7 +84,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     shared = Services(
         settings=settings,
         catalogue=settings.catalogue,
-        keys=keys,
+        callers=Callers(keys, reader, gate, pepper_of(settings)),
         storage=storage or connect_storage(settings.storage_url),
         signer=LinkSigner(secret or read_or_make(settings.state_dir / "link-secret")),
         queue=queue,
@@ -91,9 +93,9 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         waiting=Waiting(reader, gate, settings.catalogue, rule, settings.resident_models),
         gate=gate,
         outbound=Outbound(settings.webhook_allow, settings.outbound_http),
+        webhook_signer=load_signer(settings),
         published=Published(settings.retention_s),
     )
-        webhook_signer=load_signer(settings),
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

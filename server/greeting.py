@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from polyreel.keys import is_loopback
 from polyreel.settings import Settings
 from server.dialects import Example, dialects
 
@@ -25,6 +26,8 @@ def greeting(settings: Settings, port: int, new_key: str | None) -> str:
         lines.append(f"API key (shown this once): {new_key}")
     elif settings.api_keys:
         lines.append(f"API keys: those of {', '.join(settings.api_keys)}, as configured")
+    elif not is_loopback(settings.host):
+        lines.append("API keys: those that `polyreel keys list` shows")
     else:
         lines.append(
             "API key: the one shown at the first start "

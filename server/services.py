@@ -35,7 +35,8 @@ from polyreel.errors import (
 from polyreel.estimates import Estimate
 from polyreel.formats import formats
 from polyreel.job import VideoJob, new_job
-from polyreel.keys import ApiKeys, Caller, Scope
+from polyreel.keys import Caller, Scope
+from polyreel.limits import Usage
 from polyreel.links import LinkSigner, file_url
 from polyreel.outbound import Outbound
 from polyreel.queue import Queue
@@ -53,14 +54,16 @@ from polyreel.records import (
 )
 from polyreel.request import VideoRequest
 from polyreel.settings import Settings
-from polyreel.storage import Storage
 from polyreel.signing import WebhookSigner
+from polyreel.storage import Storage
 from polyreel.terms import Terms
+from server.callers import Callers
 from server.gate import Gate, budget
 from server.pictures import FETCH_S, MAX_AT_ONCE, MAX_BYTES, MAX_FETCHES, Picture, check_picture, is_link, read_picture
 from server.published import Published
 from server.waiters import Waiters
 from server.waiting import Waiting
+from server.watching import Watches
 
 log = structlog.get_logger()
 
@@ -96,20 +99,22 @@ class Services:
     """The API's side of the core. Nothing here blocks the event loop.
 
     Args:
+        callers: tells whose key a request carries.
         queue: None until Redis is configured (`import server.app` needs no Redis).
         reader: asynchronous client for polls.
         waiters: who waits for which job.
         waiting: where jobs stand in the queue.
         gate: what every call to Redis passes.
         outbound: what every call to a client's URL passes.
+        webhook_signer: knows each owner's webhook secrets.
         published: which stored files links lead to.
+        watches: who follows which job.
         stopping: set when this process is told to stop; whoever waits for a job says so to its client then.
     """
 
-        webhook_signer: knows each owner's webhook secrets.
     settings: Settings
     catalogue: Catalogue
-    keys: ApiKeys
+    callers: Callers
     storage: Storage
     signer: LinkSigner
     queue: Queue
@@ -118,12 +123,13 @@ class Services:
     waiting: Waiting
     gate: Gate
     outbound: Outbound
+    webhook_signer: WebhookSigner
     published: Published
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    watches: Watches = field(default_factory=Watches)
     _devices: _Devices = field(default_factory=_Devices)
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
     _fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_FETCHES))
-    webhook_signer: WebhookSigner
     _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def caller(self, key: str | None, scope: Scope) -> Caller:
@@ -137,9 +143,17 @@ class Services:
             NotAllowed: the key lacks the scope.
             QueueUnavailable: only Redis knows such keys, and it does not answer.
         """
-        caller = Caller(self.keys.owner_of(key))
+        caller = await self.callers.find(key)
         caller.need(scope)
         return caller
+
+    async def usage(self, caller: Caller) -> Usage:
+        """Return what the caller's account has used today; its limits are `caller.limits`.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        return await self.gate.in_thread(self.queue.records.usage, caller.account or caller.owner)
 
     async def read_picture(self, field: str, text: str) -> Picture:
         """As `server.pictures.read_picture`, in a thread; only so many at a time that memory is bounded."""
@@ -208,7 +222,7 @@ class Services:
             InvalidRequest: more than the model's entry allows, what it cannot do, or more than the largest device that
                 serves it can hold. Asked here, not in each dialect: all pass here, also those whose own documented
                 ranges allow more.
-            TooManyJobs, QueueUnavailable: nothing was acknowledged.
+            TooManyJobs, QueueUnavailable: nothing was acknowledged; `LimitReached` where the key's own limit says so.
         """
         terms = terms or Terms()
         earlier = await self._earlier(caller.owner, terms)
@@ -220,9 +234,11 @@ class Services:
         await self._check_fits(request, called)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=caller.owner, extensions=extensions, vendor=dict(vendor or {}))
+        own_s = await self._own_s(request)
+        terms = replace(terms, limits=caller.limits, expected_s=own_s or 0.0)
         job = replace(
             job,
-            saved=await self._is_long(request),
+            saved=not isinf(self.settings.resume_after_s) and (own_s is None or own_s >= self.settings.resume_after_s),
             account=caller.account,
             base_url=base_url,
             webhook=webhook,
@@ -233,22 +249,19 @@ class Services:
         await self._check_room()
         return await self._submit_with(pictures, job, terms)
 
-    async def _is_long(self, request: VideoRequest) -> bool:
-        """Return whether a job is to be saved on the way: it takes `resume_after_s` or more, or nobody knows how long.
+    async def _own_s(self, request: VideoRequest) -> float | None:
+        """Return how long a job would take by itself, None for unknown.
 
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        if isinf(self.settings.resume_after_s):
-            return False
         try:
-            own_s = await self.waiting.own_s(request)
+            return await self.waiting.own_s(request)
         except QueueUnavailable:
             raise
         except Exception as err:  # a job is not refused because its length is unknown
             log.warning("length of a job cannot be told", model=request.model, reason=repr(err))
-            own_s = None
-        return own_s is None or own_s >= self.settings.resume_after_s
+            return None
 
     async def _earlier(self, owner: str, terms: Terms) -> StoredJob | None:
         """Return the job that this Idempotency-Key has made, None when it has made none.

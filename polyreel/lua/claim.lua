@@ -7,13 +7,37 @@ if last[1] == terms.claim then return cjson.decode(last[2]) end -- the reply was
 
 local t = now()
 
--- The first waiting job of a model; what is gone, ended or somebody's is not one.
+-- How many more jobs of an account may run, by the limit that its jobs carry. Counted when first asked: most keys have none.
+local running
+local function room(account, most)
+  if not most then return math.huge end
+  running = running or running_by_account()
+  return tonumber(most) - (running[account] or 0)
+end
+
+-- The first waiting job of a model whose account may have one more; what is gone, ended or somebody's is not one. The
+-- jobs of a line are of one account, so where one has to wait, the others of its line need not be read.
 local function head(model)
-  local ready = 'polyreel:ready:' .. model
-  for _, id in ipairs(redis.call('ZRANGE', ready, 0, 63)) do
-    local r = redis.call('HMGET', job_key(id), 'status', 'claimable', 'schema', 'created_at')
-    if not r[1] or is_over(r[1]) or r[2] ~= '1' then leave_line(id, model)
-    elseif tonumber(r[3] or '1') <= terms.schema then return id, t - (tonumber(r[4] or '') or t) end
+  local ready, from, held = 'polyreel:ready:' .. model, 0, {}
+  while true do
+    local page, is_tidied = redis.call('ZRANGE', ready, from, from + 63, 'WITHSCORES'), false
+    if #page == 0 then return nil end
+    for i = 1, #page, 2 do
+      local id, place = page[i], tonumber(page[i + 1])
+      local line = place >= 0 and place % LINES -- one that came back has none
+      if not (line and held[line]) then
+        local r = redis.call('HMGET', job_key(id), 'status', 'claimable', 'schema', 'created_at', 'account', 'owner',
+          'max_running')
+        if not r[1] or is_over(r[1]) or r[2] ~= '1' then
+          leave_line(id, model)
+          is_tidied = true
+        elseif tonumber(r[3] or '1') <= terms.schema then
+          if room(account_of(r[5], r[6]), r[7]) > 0 then return id, t - (tonumber(r[4] or '') or t) end
+          if line then held[line] = true end
+        end
+      end
+    end
+    from = is_tidied and 0 or from + 64 -- tidying moved the others
   end
 end
 
@@ -60,7 +84,7 @@ if due and (not at_hand or heads[due].waited > heads[at_hand].waited) then model
 if not model then return {} end
 
 local ready, first = 'polyreel:ready:' .. model, heads[model].id
-local r = redis.call('HMGET', job_key(first), 'batch_key', 'pixels', 'attempts')
+local r = redis.call('HMGET', job_key(first), 'batch_key', 'pixels', 'attempts', 'account', 'owner', 'max_running')
 local limit = 1
 -- A job that was tried before may be what took its worker down: it runs alone, or it would take others down with it.
 if r[1] and r[1] ~= '' and tonumber(r[3] or '0') == 0 then
@@ -69,21 +93,29 @@ if r[1] and r[1] ~= '' and tonumber(r[3] or '0') == 0 then
     if size[1] >= tonumber(r[2]) then limit = size[2] break end
   end
 end
-local ids = {first}
+local ids, taken = {first}, {}
+if r[6] then taken[account_of(r[4], r[5])] = 1 end
 if limit > 1 then
   for _, id in ipairs(redis.call('ZRANGE', ready, 0, 255)) do
     if #ids >= limit then break end
-    local f = redis.call('HMGET', job_key(id), 'batch_key', 'claimable', 'status', 'schema', 'attempts')
+    local f = redis.call('HMGET', job_key(id), 'batch_key', 'claimable', 'status', 'schema', 'attempts', 'account',
+      'owner', 'max_running')
     if id ~= first and f[1] == r[1] and f[2] == '1' and not is_over(f[3]) and tonumber(f[4] or '1') <= terms.schema
       and tonumber(f[5] or '0') == 0 then
-      ids[#ids + 1] = id
+      local account = account_of(f[6], f[7])
+      if room(account, f[8]) > (taken[account] or 0) then
+        ids[#ids + 1] = id
+        if f[8] then taken[account] = (taken[account] or 0) + 1 end
+      end
     end
   end
 end
--- Only the head takes a turn: a follower from far behind must not put newcomers after all before it.
-local fair, place = 'polyreel:fair:' .. model, redis.call('ZSCORE', ready, first)
-local turn = math.floor(tonumber(place) / LINES)
-if turn > tonumber(redis.call('HGET', fair, 'v') or '0') then redis.call('HSET', fair, 'v', whole(turn)) end
+-- Only the head takes a turn: a follower from far behind must not put newcomers after all before it. A head whose turn
+-- has passed waited for its account: its line gets no credit for that.
+local fair, place = 'polyreel:fair:' .. model, tonumber(redis.call('ZSCORE', ready, first))
+local turn, served = math.floor(place / LINES), tonumber(redis.call('HGET', 'polyreel:fair:' .. model, 'v') or '0')
+if turn > served then redis.call('HSET', fair, 'v', whole(turn))
+elseif place >= 0 and turn < served then delay_line(place % LINES, model, served - turn) end
 
 local jobs = {}
 for i, id in ipairs(ids) do
@@ -92,7 +124,7 @@ for i, id in ipairs(ids) do
   local fence = redis.call('HINCRBY', key, 'fence', 1)
   redis.call('HINCRBY', key, 'attempts', 1)
   redis.call('HSET', key, 'claimable', 0, 'worker', terms.worker, 'started_at', seconds(t), 'execution', execution,
-    'finishing', 0)
+    'finishing', 0, 'charged_to', seconds(t), 'sharing', #ids)
   if RANK[redis.call('HGET', key, 'status')] < RANK['loading'] then redis.call('HSET', key, 'status', 'loading') end
   lease(id, model, terms.worker, execution, t, terms.lease_s)
   if redis.call('EXISTS', RQ_JOB .. id) == 1 then

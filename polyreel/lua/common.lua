@@ -84,6 +84,21 @@ local function leave_line(id, model)
   redis.call('HSET', 'polyreel:fair:' .. model, 'f:' .. whole(line), whole(math.floor(free / LINES)))
 end
 
+-- Put all jobs of a line so many turns later.
+local function delay_line(line, model, turns)
+  local ready, fair, moves = 'polyreel:ready:' .. model, 'polyreel:fair:' .. model, {}
+  local waiting = redis.call('ZRANGEBYSCORE', ready, 0, '+inf', 'WITHSCORES')
+  for i = 1, #waiting, 2 do
+    local place = tonumber(waiting[i + 1])
+    if place % LINES == line then
+      moves[#moves + 1], moves[#moves + 2] = whole(place + turns * LINES), waiting[i]
+    end
+  end
+  for i = 1, #moves, 1000 do redis.call('ZADD', ready, unpack(moves, i, math.min(i + 999, #moves))) end
+  local free = redis.call('HGET', fair, 'f:' .. whole(line))
+  if free then redis.call('HSET', fair, 'f:' .. whole(line), whole(tonumber(free) + turns)) end
+end
+
 -- Let a job wait again that had its turn, or that shared another's call: before all that wait, the oldest first. Such
 -- places are below 0, where no line has any.
 local function return_to_line(id, model, t)
@@ -146,6 +161,12 @@ local function await_delivery(id, receiver, at)
   settle_receiver(receiver)
 end
 
+local function forget_delivery(id, receiver)
+  redis.call('ZREM', 'polyreel:webhooks:line:' .. receiver, id)
+  redis.call('ZREM', 'polyreel:webhooks:leases', id .. ' ' .. receiver)
+  settle_receiver(receiver)
+end
+
 -- Let keys of a job go with its record, now if that is gone already.
 local function expire_with_record(id, ...)
   local lives_ms = redis.call('PTTL', job_key(id))
@@ -161,6 +182,8 @@ local function finish(id, status, fence, t, retention_s, rq)
   local r = redis.call('HMGET', key, 'model', 'execution', 'number', 'owner', 'keep_s', 'webhook')
   local model, keep_s, longest_s = r[1] or '', tonumber(r[5] or '') or 0, retention_s
   if keep_s > 0 then retention_s = math.min(retention_s, math.ceil(keep_s)) end
+  charge(id, t)
+  count_open(id, -1)
   redis.call('HSET', key, 'status', status, 'claimable', 0, 'ended_by', fence, 'ended_at', seconds(t), 'stage', '')
   redis.call('EXPIRE', key, retention_s)
   if r[3] then redis.call('EXPIRE', 'polyreel:number:' .. r[3], retention_s) end
@@ -220,6 +243,7 @@ local function hand_back(id, counted, t, terms)
     finish(id, 'failed', r[4], t, terms.retention_s, terms.rq)
     return 'failed'
   end
+  charge(id, t)
   unlease(id, r[1], r[2])
   redis.call('HSET', key, 'claimable', 1, 'worker', '')
   if counted then redis.call('HINCRBY', 'polyreel:counts', 'requeued', 1)

@@ -104,9 +104,13 @@ end
 if redis.call('EXISTS', RQ_QUEUE .. 'polyreel') == 0 then redis.call('SREM', RQ_QUEUES, RQ_QUEUE .. 'polyreel') end
 
 -- Counted anew: a count that a crash of another version left behind would refuse its owner for ever.
-redis.call('DEL', 'polyreel:open:owners')
+redis.call('DEL', 'polyreel:open:owners', 'polyreel:open:accounts', 'polyreel:open:ms')
 for _, id in ipairs(redis.call('ZRANGE', 'polyreel:open', 0, -1)) do
   local owner = redis.call('HGET', job_key(id), 'owner')
-  if owner then redis.call('HINCRBY', 'polyreel:open:owners', owner, 1) end
+  if owner then
+    redis.call('HINCRBY', 'polyreel:open:owners', owner, 1)
+    redis.call('HSETNX', job_key(id), 'expected_ms', 0) -- nobody has told of an older version's
+    count_open(id, 1)
+  end
 end
 return said

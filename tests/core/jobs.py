@@ -158,6 +158,12 @@ def assert_all_adds_up(client: redis.Redis) -> None:
     assert set(client.zrange("polyreel:open", 0, -1)) == set(unfinished)
     owners = Counter(r["owner"] for r in unfinished.values())
     assert {name: int(n) for name, n in client.hgetall("polyreel:open:owners").items()} == owners
+    accounts = Counter(r.get("account") or r["owner"] for r in unfinished.values())
+    assert {name: int(n) for name, n in client.hgetall("polyreel:open:accounts").items()} == accounts
+    reserved: Counter[str] = Counter()
+    for r in unfinished.values():
+        reserved[r.get("account") or r["owner"]] += int(r.get("expected_ms", 0))
+    assert {name: int(n) for name, n in client.hgetall("polyreel:open:ms").items()} == +reserved
     counts = {name: int(n) for name, n in client.hgetall("polyreel:counts").items()}
     ends = Counter(records[job_id]["status"] for job_id in ended)
     assert counts.get("submitted", 0) == len(records)

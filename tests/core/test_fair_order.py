@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polyreel.job import JobStatus
-from polyreel.leases import Leases, Wishes
+from polyreel.job import SCHEMA, JobStatus
+from polyreel.leases import Claim, Leases, Wishes
+from polyreel.limits import KeyLimits
 from polyreel.queue import Queue
 from polyreel.scheduling import DEFAULT_SWAP_S, FairOrder, Flow, Rule, Waiting, choose
 from polyreel.terms import LANES, Lane, Terms
@@ -44,10 +45,18 @@ def queue(redis_url: str) -> Iterator[Queue]:
     queue.records.client.close()
 
 
-def submit(queue: Queue, owner: str = "alice", lane: Lane = "interactive", batch_key: str = "") -> str:
+def submit(
+    queue: Queue,
+    owner: str = "alice",
+    lane: Lane = "interactive",
+    batch_key: str = "",
+    max_running: int | None = None,
+    account: str = "",
+) -> str:
     """Submit a job that shares calls with those of its key; return its id."""
-    job = queued(owner=owner, lane=lane, batch_key=batch_key)
-    return queue.records.create(job, 10**6, terms=Terms(lane=lane)).job.id
+    job = queued(owner=owner, lane=lane, batch_key=batch_key, account=account)
+    limits = KeyLimits(max_running=max_running)
+    return queue.records.create(job, 10**6, terms=Terms(lane=lane, limits=limits)).job.id
 
 
 def serve(queue: Queue, limit: int = 1) -> list[str]:
@@ -255,6 +264,144 @@ def test_redis_keeps_the_order_of_fair_order(queue: Queue, steps: list[tuple[obj
     assert_all_adds_up(queue.records.client)
 
 
+def hold(queue: Queue, limit: int = 1) -> list[Claim]:
+    """Let a worker claim jobs and keep them."""
+    return claim(queue, batches={MODEL: [(10**9, limit)]})
+
+
+def end(queue: Queue, *claims: Claim) -> None:
+    for one in claims:
+        assert queue.records.advance(one.job_id, one.fence, JobStatus.SUCCEEDED)
+
+
+def test_a_key_runs_so_many_jobs_at_a_time_and_holds_nobody_else_up(queue: Queue) -> None:
+    mine = [submit(queue, "alice", max_running=2) for _ in range(100)]
+    others = [submit(queue, "bob") for _ in range(3)]
+    claims = [one for _ in range(6) for one in hold(queue)]
+    assert [one.job_id for one in claims] == [mine[0], others[0], mine[1], others[1], others[2]]
+    end(queue, claims[0])
+    assert [one.job_id for one in hold(queue)] == [mine[2]]
+    assert hold(queue) == []
+    assert_all_adds_up(queue.records.client)
+
+
+def test_a_model_whose_jobs_may_not_run_is_passed_over_for_another(queue: Queue) -> None:
+    submit(queue, max_running=1)
+    submit(queue, max_running=1)
+    other = queue.records.create(of("another", owner="bob"), 10).job.id
+    [running] = hold(queue)
+    wishes = Wishes([MODEL, "another"], resident=[MODEL])
+    assert [one.job_id for one in queue.leases.claim("two", wishes)] == [other]
+    assert queue.leases.claim("two", wishes) == []
+    end(queue, running)
+    assert len(queue.leases.claim("two", wishes)) == 1
+
+
+def test_a_shared_call_takes_no_more_of_a_keys_jobs_than_may_run(queue: Queue) -> None:
+    mine = [submit(queue, "alice", batch_key="k", max_running=2) for _ in range(4)]
+    others = [submit(queue, "bob", batch_key="k") for _ in range(2)]
+    assert [one.job_id for one in hold(queue, 5)] == [mine[0], others[0], mine[1], others[1]]
+    assert hold(queue, 5) == []
+
+
+@pytest.mark.parametrize("how", ["release", "reap", "cancel"])
+def test_a_job_that_does_not_run_any_more_makes_room_whatever_ended_it(queue: Queue, how: str) -> None:
+    jobs = [submit(queue, max_running=1) for _ in range(2)]
+    [first] = hold(queue)
+    assert hold(queue) == []
+    if how == "release":
+        assert queue.records.release(first.job_id, first.fence, counted=True)
+    elif how == "cancel":
+        assert queue.cancel(first.job_id) == "cancelled"
+    else:
+        run_out(queue.records.client, first.job_id)
+        assert reap(queue.leases) == {first.job_id: "queued"}
+    assert [one.job_id for one in hold(queue)] == [jobs[1] if how == "cancel" else jobs[0]]
+    assert hold(queue) == []
+
+
+def test_one_that_was_handed_back_holds_nobody_up_either(queue: Queue) -> None:
+    """It waits before all others, where no line has its places."""
+    back, other = submit(queue, "alice", max_running=1), submit(queue, "alice", max_running=1)
+    [first] = hold(queue)
+    assert queue.records.release(first.job_id, first.fence, counted=False)
+    [again] = hold(queue)
+    assert again.job_id == back
+    run_out(queue.records.client, back)
+    reap(queue.leases)
+    [second] = hold(queue)
+    assert second.job_id == back
+    bobs = submit(queue, "bob")
+    assert [one.job_id for one in hold(queue)] == [bobs]
+    end(queue, second)
+    assert [one.job_id for one in hold(queue)] == [other]
+
+
+def test_a_line_gets_no_credit_for_having_waited_for_its_own_jobs(queue: Queue) -> None:
+    """When it may run again, its next job is first, and the others are where one stands that comes back."""
+    for _ in range(10):
+        submit(queue, "alice", max_running=1)
+    [running] = hold(queue)
+    for _ in range(40):
+        submit(queue, "bob")
+    for _ in range(20):
+        end(queue, *hold(queue))
+    end(queue, running)
+    assert owners(queue, [serve(queue)[0] for _ in range(8)]) == "aabababa"
+
+
+def test_two_keys_of_an_owner_have_lines_and_numbers_of_their_own(queue: Queue) -> None:
+    for _ in range(3):
+        submit(queue, "alice", max_running=1, account="prk_one")
+    other = submit(queue, "alice", max_running=1, account="prk_two")
+    assert [one.job_id for one in (*hold(queue), *hold(queue))][1] == other
+    assert hold(queue) == []
+
+
+@FEW
+@given(
+    most=st.fixed_dictionaries({"a": st.integers(1, 2), "b": st.integers(1, 3), "c": st.none()}),
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.sampled_from("abc"), st.sampled_from(LANES), st.sampled_from(["", "k"])),
+            st.tuples(st.just("claim"), st.integers(1, 4)),
+            st.tuples(st.sampled_from(["finish", "cancel"]), st.integers(0, 30)),
+        ),
+        min_size=10,
+        max_size=50,
+    ),
+)
+def test_redis_passes_over_whom_fair_order_passes_over(
+    queue: Queue, most: dict[str, int | None], steps: list[tuple[object, ...]]
+) -> None:
+    queue.records.client.flushall()
+    fair = FairOrder()
+    owner_of: dict[str, str] = {}
+    held: list[Claim] = []
+    for action, *values in steps:
+        if action == "add":
+            owner, lane, key = values
+            job_id = submit(queue, owner, lane, key, most[owner])
+            owner_of[job_id] = owner
+            fair.add(job_id, Flow(owner, lane), key)
+        elif action == "claim":
+            running = [owner_of[one.job_id] for one in held]
+            room = {owner: limit - running.count(owner) for owner, limit in most.items() if limit}
+            claims = hold(queue, *values)
+            assert [one.job_id for one in claims] == fair.claim(*values, room=room)
+            held += claims
+            running = [owner_of[one.job_id] for one in held]
+            assert all(running.count(owner) <= limit for owner, limit in most.items() if limit)
+        elif action == "finish" and held:
+            end(queue, held.pop(values[0] % len(held)))
+        elif action == "cancel" and len(fair):
+            job_id = fair.order()[values[0] % len(fair)].job_id
+            queue.cancel(job_id)
+            fair.remove(job_id)
+        assert order(queue.records.client) == [ticket.job_id for ticket in fair.order()]
+    assert_all_adds_up(queue.records.client)
+
+
 @FEW
 @given(
     st.lists(
@@ -452,7 +599,7 @@ def test_what_is_gone_or_ended_or_somebodys_is_passed_over(queue: Queue) -> None
 def test_a_newer_versions_job_is_left_alone(queue: Queue) -> None:
     client = queue.records.client
     newer, mine = submit(queue, batch_key="k"), submit(queue, batch_key="k")
-    client.hset(f"polyreel:job:{newer}", mapping={"schema": 3, "status": "dreaming"})
+    client.hset(f"polyreel:job:{newer}", mapping={"schema": SCHEMA + 1, "status": "dreaming"})
     assert serve(queue, 4) == [mine]
     assert claim(queue) == []
     assert queue.leases.repair() == {}
