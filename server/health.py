@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from polyreel.errors import QueueUnavailable
+from server.couriers import couriers
 from server.services import services
 
 router = APIRouter()
@@ -19,9 +20,14 @@ async def health() -> str:
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """Answer 200 when Redis answers and a live worker can take jobs, else 503 with the reasons."""
+    """Answer 200 when Redis answers and a live worker can take jobs, else 503 with the reasons.
+
+    What ails the server and keeps no job from running is a warning.
+    """
+    shared = services(request)
     try:
-        workers = await services(request).workers()
+        workers = await shared.workers()
+        warning = (await couriers(shared)).warning
     except QueueUnavailable as err:
         return JSONResponse({"ready": False, "reasons": [err.message]}, status_code=503, headers={"Retry-After": "2"})
     models = _names(workers, "models")
@@ -37,7 +43,8 @@ async def ready(request: Request) -> Response:
         reasons = reasons or ["Every worker is stopping."]
     if reasons:
         return JSONResponse({"ready": False, "reasons": reasons}, status_code=503, headers={"Retry-After": "2"})
-    return JSONResponse({"ready": True, "workers": len(workers), "models": models, "unavailable": unavailable})
+    found = {"ready": True, "workers": len(workers), "models": models, "unavailable": unavailable}
+    return JSONResponse(found | ({"warnings": [warning]} if warning else {}))
 
 
 def _names(workers: list[dict[str, object]], field: str) -> list[str]:

@@ -17,6 +17,7 @@ from polyreel import metrics
 from polyreel.job import JobStatus
 from polyreel.leases import SWAPS
 from polyreel.records import OPEN, SECONDS
+from server.couriers import Couriers, couriers
 from server.services import Services, listed, services
 
 router = APIRouter()
@@ -32,6 +33,7 @@ class _Numbers:
     open_jobs: int
     claimed: int
     workers: int
+    couriers: Couriers
     waiting: Mapping[str, int]
     loaded: Mapping[str, int]
     seconds: Mapping[str, float]
@@ -48,6 +50,7 @@ async def get_metrics(request: Request) -> Response:
 
 async def _read(shared: Services) -> _Numbers:
     workers = await shared.workers()
+    delivering = await couriers(shared)
     async with shared.gate.asking():
         models = sorted(str(model) for model in await shared.reader.smembers("polyreel:models"))
         async with shared.reader.pipeline(transaction=False) as pipeline:
@@ -62,6 +65,7 @@ async def _read(shared: Services) -> _Numbers:
         open_jobs=open_jobs,
         claimed=claimed,
         workers=len(workers),
+        couriers=delivering,
         waiting=dict(zip(models, waiting, strict=True)),
         loaded=loaded,
         seconds={model: float(value) for model, value in seconds.items()},
@@ -77,13 +81,25 @@ class _Collected(Collector):
 
     def collect(self) -> Iterator[Metric]:
         n = self._numbers
-        for about, name in ((metrics.SUBMITTED, "submitted"), (metrics.REQUEUED, "requeued")):
+        for about, name in (
+            (metrics.SUBMITTED, "submitted"),
+            (metrics.REQUEUED, "requeued"),
+            (metrics.DELIVERED, "webhooks_delivered"),
+            (metrics.GIVEN_UP, "webhooks_failed"),
+            (metrics.RETRIED, "webhooks_retried"),
+        ):
             yield CounterMetricFamily(about.name, about.help, value=n.counts.get(name, 0))
         ended = CounterMetricFamily(metrics.ENDED.name, metrics.ENDED.help, labels=[metrics.ENDED.label])
         for status in _ENDS:
             ended.add_metric([status], n.counts.get(status, 0))
         yield ended
-        for about, value in ((metrics.OPEN, n.open_jobs), (metrics.CLAIMED, n.claimed), (metrics.WORKERS, n.workers)):
+        for about, value in (
+            (metrics.OPEN, n.open_jobs),
+            (metrics.CLAIMED, n.claimed),
+            (metrics.WORKERS, n.workers),
+            (metrics.COURIERS, n.couriers.alive),
+            (metrics.LATE, n.couriers.late_s),
+        ):
             yield GaugeMetricFamily(about.name, about.help, value=value)
         for about, values in (
             (metrics.WAITING, n.waiting),

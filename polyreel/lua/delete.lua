@@ -2,11 +2,13 @@
 -- terms as JSON. Returns "deleted" (also when it was before), or the status of a job that has not ended, which stays.
 local terms = cjson.decode(ARGV[1])
 local id = terms.id
-local r = redis.call('HMGET', job_key(id), 'status', 'number', 'owner', 'model')
+local r = redis.call('HMGET', job_key(id), 'status', 'number', 'owner', 'model', 'webhook')
 if not r[1] then return 'deleted' end
 if not is_over(r[1]) then return r[1] end
-redis.call('DEL', job_key(id), 'polyreel:waiting:' .. id, RQ_JOB .. id, RQ_RESULTS .. id)
+redis.call('DEL', job_key(id), 'polyreel:waiting:' .. id, RQ_JOB .. id, RQ_RESULTS .. id,
+  'polyreel:webhook:' .. id, 'polyreel:webhook:log:' .. id)
 if r[2] then redis.call('DEL', 'polyreel:number:' .. r[2]) end
 if r[3] then redis.call('ZREM', 'polyreel:jobs:' .. r[3], id) end
 if r[4] then redis.call('ZREM', RQ_ENDS[r[1]].registry .. r[4], id) end
+if r[5] and r[5] ~= '' then forget_delivery(id, receiver_of(r[5])) end
 return 'deleted'

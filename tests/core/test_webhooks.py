@@ -241,6 +241,24 @@ def test_all_about_a_delivery_goes_with_the_jobs_record(queue: Queue, webhooks: 
     assert client.keys("polyreel:webhook:*") == []
 
 
+@pytest.mark.parametrize("is_under_way", [False, True])
+def test_a_deleted_job_leaves_nothing_behind(queue: Queue, webhooks: Webhooks, is_under_way: bool) -> None:
+    client, job_id = queue.records.client, ended(queue)
+    taken = take_one(webhooks)
+    webhooks.note(taken, failed(taken), "retry", 300.0)
+    if is_under_way:
+        make_due(client)
+        taken = take_one(webhooks)
+    assert queue.delete(job_id)
+    assert left(client) == []
+    if is_under_way:
+        webhooks.note(taken, failed(taken), "retry", 300.0)
+    make_due(client)
+    assert take(webhooks) == []
+    assert left(client) == []
+    assert client.keys("polyreel:webhook:*") == []
+
+
 def test_the_log_keeps_the_newest_attempts(queue: Queue, webhooks: Webhooks) -> None:
     job_id = ended(queue)
     for n in range(1, 61):

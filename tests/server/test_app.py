@@ -25,9 +25,11 @@ from polyreel.keys import ApiKeys
 from polyreel.records import Records
 from polyreel.settings import Settings
 from polyreel.storage.memory import MemoryStorage
+from polyreel.webhooks import Hands
 from server.app import create_app, dialect_of
 from server.dialects import dialects
 from tests.conftest import KEY, Api, free_port
+from tests.core.jobs import queued, redis_time
 
 pytestmark = pytest.mark.anyio
 SUBMIT = "/api/v6/video/text2video"
@@ -190,6 +192,22 @@ async def test_ready_with_workers_names_their_models(api: Api) -> None:
         "models": ["animatediff-tiny", "ltx-tiny"],
         "unavailable": ["wan-tiny"],
     }
+
+
+async def test_ready_warns_of_webhooks_that_nobody_delivers(api: Api) -> None:
+    api.leases.beat("one", {"models": ["ltx-tiny"]})
+    job_id = api.records.create(queued(webhook="https://hooks.example/"), max_open=9).job.id
+    api.records.cancel(job_id)
+    assert "warnings" not in (await api.http.get("/ready")).json(), "a courier may be starting"
+    api.records.client.zadd("polyreel:webhooks", {"hooks.example": redis_time(api.records.client) - 60})
+    answer = await api.http.get("/ready")
+    assert (answer.status_code, answer.json()["ready"]) == (200, True)
+    [warning] = answer.json()["warnings"]
+    assert re.fullmatch(
+        r"Webhooks have been due for 6\d s and no courier delivers them: polyreel courier, or polyreel up\.", warning
+    )
+    api.app.state.services.queue.webhooks.take("courier", Hands(0, 0))
+    assert "warnings" not in (await api.http.get("/ready")).json()
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from polyreel.job import JobStatus
+from polyreel.webhooks import Attempt, Hands
 from tests.conftest import KEY, Api
+from tests.core.jobs import queued, redis_time
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +37,11 @@ async def test_an_empty_server_counts_nothing(api: Api) -> None:
         "polyreel_jobs_open": 0,
         "polyreel_jobs_claimed": 0,
         "polyreel_workers": 0,
+        "polyreel_webhooks_delivered_total": 0,
+        "polyreel_webhooks_failed_total": 0,
+        "polyreel_webhooks_retried_total": 0,
+        "polyreel_webhooks_late_seconds": 0,
+        "polyreel_couriers": 0,
     }
 
 
@@ -64,6 +71,21 @@ async def test_each_change_of_a_job_is_counted_once(api: Api) -> None:
     assert samples['polyreel_load_seconds_mean{model="ltx-tiny"}'] == 12
     assert samples["polyreel_workers"] == 1
     assert samples['polyreel_job_seconds_mean{model="ltx-tiny"}'] == 2.5
+
+
+async def test_deliveries_of_webhooks_are_counted(api: Api) -> None:
+    records, webhooks = api.records, api.app.state.services.queue.webhooks
+    ended = [records.create(queued(webhook=f"https://{n}.example/"), max_open=9).job.id for n in range(4)]
+    for job_id in ended:
+        records.cancel(job_id)
+    outcomes = iter(("delivered", "failed", "retry"))
+    for taken in webhooks.take("courier", Hands(3, 3)):
+        webhooks.note(taken, Attempt(1, 500, "", 1), next(outcomes), 300.0)
+    records.client.zadd("polyreel:webhooks", {"3.example": redis_time(records.client) - 42})
+    samples = await scrape(api)
+    assert [samples[f"polyreel_webhooks_{what}_total"] for what in ("delivered", "failed", "retried")] == [1, 1, 1]
+    assert samples["polyreel_webhooks_late_seconds"] == pytest.approx(42, abs=5)
+    assert samples["polyreel_couriers"] == 1
 
 
 async def test_metrics_tell_nothing_of_owners_keys_or_prompts(api: Api) -> None:
