@@ -26,6 +26,16 @@ if TYPE_CHECKING:  # it needs the names below
 Stage = Literal["text_encoding", "denoising", "decoding"]
 
 
+#: Gives pictures of what is being denoised, by the place of the request in the call: uint8 of shape (height, width, 3),
+#: RGB, of the middle of the video. Computed when it is called, which is within the `on_progress` that it came with.
+Pictures = Callable[[], dict[int, np.ndarray]]
+
+
+def no_pictures() -> dict[int, np.ndarray]:
+    """Show nothing."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a call of `Family.generate` is.
@@ -35,12 +45,15 @@ class Progress:
         step: denoising steps done, over all passes and FreeInit iterations; never decreases.
         total_steps: of the whole call; known from the start.
         share: 0..1 of the whole call; never decreases.
+        pictures: what the step just taken promises, see `models._previews`; nothing but after a step, and for requests
+            that are not being denoised now.
     """
 
     stage: Stage
     step: int
     total_steps: int
     share: float
+    pictures: Pictures = field(default=no_pictures, compare=False, repr=False)
 
 
 #: Called at the start of each stage, after each denoising step and between the parts of decoding; may raise

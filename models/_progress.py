@@ -6,9 +6,13 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from models import OnProgress, Progress, Stage
+from models import OnProgress, Pictures, Progress, Stage, no_pictures
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
     from models._resume import Resume
 
 #: Share of a whole call at which denoising begins and at which the last decoding begins. Rough: on the published
@@ -29,6 +33,8 @@ class Meter:
         self.total_steps = total_steps
         self.steps_done = resume.resumed_from if resume else 0
         self.resume = resume
+        #: How many requests of the call were run before the batch in progress.
+        self.requests_done = 0
         self.stage: Stage = "text_encoding"
         #: Seconds per stage so far.
         self.seconds: dict[str, float] = defaultdict(float)
@@ -43,11 +49,15 @@ class Meter:
             self.stage = stage
             self._tell(self._share)
 
-    def step(self) -> None:
-        """Count a denoising step that is done."""
+    def step(self, pictures: Callable[[], list[np.ndarray]] = list) -> None:
+        """Count a denoising step that is done.
+
+        Args:
+            pictures: gives one for each sample of the batch, or none.
+        """
         self.enter("denoising")
         self.steps_done += 1
-        self._tell(self._denoised())
+        self._tell(self._denoised(), lambda: dict(enumerate(pictures(), self.requests_done)))
 
     def tick(self) -> None:
         """Say that work goes on where there is nothing to count, so that it can be cancelled."""
@@ -74,6 +84,6 @@ class Meter:
         self.seconds[self.stage] += now - self._since
         self._since = now
 
-    def _tell(self, share: float) -> None:
+    def _tell(self, share: float, pictures: Pictures = no_pictures) -> None:
         self._share = max(self._share, share)
-        self._on_progress(Progress(self.stage, self.steps_done, self.total_steps, self._share))
+        self._on_progress(Progress(self.stage, self.steps_done, self.total_steps, self._share, pictures))

@@ -15,6 +15,7 @@ import numpy as np
 from models import OnProgress, Pipeline, PreparedRequest, Snapshots, Video
 from models._copied_scheduler import CopiedScheduler
 from models._geometry import fit
+from models._previews import Preview
 from models._progress import Meter
 from models._resume import Resume
 from models.loaded import LoadedModel
@@ -58,6 +59,7 @@ def run_batches(
                 made = run(batch, meter)
             seconds = meter.take_seconds()
             videos += [replace(video, seconds=seconds, pipelines=tuple(model.ran)) for video in made]
+            meter.requests_done = len(videos)
     if resume is None:
         return videos
     [video] = videos
@@ -164,6 +166,7 @@ def run_pipeline(
     import torch
 
     call = meter.resume.begin(generator, side) if meter.resume and scheduler is not None else None
+    preview = Preview(pipeline, arguments)
 
     def callback_on_step_end(own: Pipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         resumed = call.go_on(own) if call else None
@@ -174,7 +177,7 @@ def run_pipeline(
         replaced = after_step(own, step, timestep, tensors) if after_step else {}
         if call:
             call.took(own, step, (tensors | replaced)["latents"])
-        meter.step()
+        meter.step(preview.pictures)
         return replaced
 
     # One that does something before or after its call stands around the pipeline whose class counts.
@@ -189,7 +192,7 @@ def run_pipeline(
         with ExitStack() as undo:
             if scheduler is not None:
                 undo.enter_context(fresh_scheduler(pipeline, **scheduler))
-            undo.enter_context(_watched(pipeline, meter, decoder_calls))
+            undo.enter_context(_watched(pipeline, meter, preview, decoder_calls))
             meter.enter("text_encoding")
             return pipeline(**arguments)
     except PolyreelError:
@@ -247,7 +250,7 @@ def fresh_scheduler(pipeline: Pipeline, **changes: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(pipeline: Pipeline, meter: Meter, decoder_calls: int) -> Iterator[None]:
+def _watched(pipeline: Pipeline, meter: Meter, preview: Preview, decoder_calls: int) -> Iterator[None]:
     """Tell the meter of the stages, and let it end the call within one block of the VAE as within one step."""
     handles = []
     blocks_done = 0
@@ -256,6 +259,7 @@ def _watched(pipeline: Pipeline, meter: Meter, decoder_calls: int) -> Iterator[N
 
     def denoising(_module: Any, _inputs: Any) -> None:
         meter.enter("denoising")
+        preview.watch(pipeline.scheduler)  # the one that takes the steps: made by now, and copied for the sound
 
     def decoding(_module: Any, _inputs: Any) -> None:
         nonlocal blocks_done
