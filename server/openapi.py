@@ -29,6 +29,7 @@ Schema = type[BaseModel] | Mapping[str, Any] | None
 def documents(
     *,
     body: Schema = None,
+    is_body_required: bool = True,
     body_media: tuple[str, ...] = ("application/json",),
     answer: Schema = None,
     answer_media: str = "application/json",
@@ -42,6 +43,7 @@ def documents(
 
     Args:
         body: what the route reads; None for a route without a body.
+        is_body_required: False for a body that may be left out.
         body_media: content types that clients send it as.
         answer: what it answers with `status`.
         errors: the dialect's error body, for every status of 400 and more.
@@ -51,7 +53,7 @@ def documents(
     extra: dict[str, Any] = {"security": [{name: []} for name in keys]}
     if body is not None:
         extra["requestBody"] = {
-            "required": True,
+            "required": is_body_required,
             "content": {media: {"schema": schema_of(body, "validation")} for media in body_media},
         }
     if parameters:

@@ -400,7 +400,7 @@ class Services:
         async with self.gate.asking():
             names = await self.reader.hkeys(RESIDENTS)
             said = await self.reader.mget([WORKER_PREFIX + str(name) for name in names]) if names else []
-        return [json.loads(text) for text in said if text]
+        return [{"name": str(name), **json.loads(text)} for name, text in zip(names, said, strict=True) if text]
 
     def base_url(self, request: Request) -> str:
         """Return the absolute base of the links in answers, without a slash at the end."""

@@ -1,15 +1,20 @@
 """Polyreel's own API, `/polyreel/v1`: all that the server can do. The web page and the command line use only this.
 
+    GET  /polyreel/v1
     POST /polyreel/v1/jobs
     GET  /polyreel/v1/jobs
     GET  /polyreel/v1/jobs/{id}
-    POST /polyreel/v1/jobs/{id}/cancel
     DEL  /polyreel/v1/jobs/{id}
+    POST /polyreel/v1/jobs/{id}/cancel
     GET  /polyreel/v1/jobs/{id}/preview
     GET  /polyreel/v1/jobs/{id}/events
     GET  /polyreel/v1/jobs/{id}/deliveries
     POST /polyreel/v1/jobs/{id}/redeliver
     GET  /polyreel/v1/webhooks/secret
+    GET  /polyreel/v1/models
+    POST /polyreel/v1/models/{name}/load, unload, pin or unpin
+    GET  /polyreel/v1/status
+    GET  /polyreel/v1/usage
 
 Errors are RFC 9457 problems. Every field is in `docs/compatibility/native.md`.
 """
@@ -19,13 +24,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.dialects import Dialect, Example
-from server.dialects.native import events, jobs, webhooks
+from server.dialects.native import events, jobs, models, status, webhooks
 from server.dialects.native.problems import render_error
 
 #: Each noun has a module with a router of its own.
-_NOUNS = (jobs, events, webhooks)
+_NOUNS = (jobs, events, models, status, webhooks)
 
 router = APIRouter(prefix="/polyreel/v1")
+router.add_api_route("", status.discovery, **status.DISCOVERY)
 for noun in _NOUNS:
     router.include_router(noun.router)
 
