@@ -5,6 +5,8 @@
     │   ├── NotServedYet        understood, documented by the vendor, not built here yet
     │   ├── KeyReused           an Idempotency-Key came again with another request
     │   ├── UnsafeAddress       a URL leads where this server does not go for clients
+    │   ├── NotFetched          nothing comes of a link in the request
+    │   ├── RequestTooSlow      the body did not come in time
     │   └── RequestTooLarge     the body is over the limit
     ├── MissingKey              no API key came with the request
     ├── InvalidKey              a key came, and it is not one of ours
@@ -86,6 +88,12 @@ class NotFetched(InvalidRequest):
     """Raised when a picture cannot be fetched from the link that stands for it."""
 
     code = "not_fetched"
+
+
+class RequestTooSlow(InvalidRequest):
+    """Raised when a body comes so slowly that its sender is not waited for."""
+
+    code = "request_too_slow"
 
 
 class RequestTooLarge(InvalidRequest):

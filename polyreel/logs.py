@@ -19,6 +19,12 @@ _SECRETS = (
     (re.compile(r"(?i)(bearer:?\s+)\S+"), r"\1***"),
     (re.compile(r"(://[^/@\s:]*:)[^/@\s]+(@)"), r"\1***\2"),
 )
+#: Characters that end a line, move a terminal's cursor or turn the direction of what follows.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+#: What has several lines by design.
+_TRACEBACKS = {"exception", "stack"}
+
 _SECRET_FIELDS = {"key", "api_key", "authorization", "secret", "password", "prompt", "negative_prompt"}
 
 
@@ -29,12 +35,17 @@ def redact(text: str) -> str:
     return text
 
 
+def _in_one_line(text: str) -> str:
+    """Return `text` with control characters written as Python writes them."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
 def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for name, value in event.items():
         if name in _SECRET_FIELDS:
             event[name] = "***"
         elif isinstance(value, str):
-            event[name] = redact(value)
+            event[name] = redact(value) if name in _TRACEBACKS else _in_one_line(redact(value))
     return event
 
 

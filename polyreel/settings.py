@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,8 @@ class Settings(BaseSettings):
             while receivers change over. None makes one in `state_dir` (set it where couriers run on several machines).
         admins: owners whose configured keys may manage the server; the key made on first start always may.
         key_pepper: keys the hashes of API keys; None makes one in `state_dir` (set it where several machines serve).
+        trusted_proxies: addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed; nothing is
+            none, and then links follow `public_url` or the Host header alone.
         cors_origins: web pages that may call the API from a browser; "*" is any (keys are never sent by themselves, as
             cookies are), nothing is none.
         host, port: where the API listens.
@@ -110,6 +113,7 @@ class Settings(BaseSettings):
         resume_after_s: a job that is expected to take this long, or of which nobody knows how long it takes, runs alone
             and is saved on the way, so that another worker continues it after a crash, seconds; `.inf` saves none.
         resume_every: denoising steps between two such snapshots.
+        previews: workers show a small picture of what they denoise, to the job's owner, at most twice a second.
         drain_s: how long a stopping worker may finish its job, seconds; after that the job is handed back.
         log_level: "debug", "info", "warning" or "error".
     """
@@ -134,6 +138,7 @@ class Settings(BaseSettings):
     webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     admins: Annotated[tuple[str, ...], NoDecode] = ()
     key_pepper: SecretStr | None = None
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -159,6 +164,7 @@ class Settings(BaseSettings):
     unavailable_after_s: Annotated[float, Field(ge=0)] = 300.0
     resume_after_s: Annotated[float, Field(ge=0)] = 120.0
     resume_every: Annotated[int, Field(ge=1)] = 5
+    previews: bool = True
     drain_s: Annotated[float, Field(ge=0)] = 30.0
     log_level: str = "info"
 
@@ -201,7 +207,7 @@ class Settings(BaseSettings):
             raise ValueError("two names share one key; every owner needs a key of its own")
         return keys
 
-    @field_validator("webhook_allow", "webhook_secrets", "admins", "cors_origins", mode="before")
+    @field_validator("webhook_allow", "webhook_secrets", "admins", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
@@ -225,6 +231,16 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value()) < 16:
             raise ValueError("must be 16 or more characters that nobody can guess")
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            try:
+                ip_network(entry)
+            except ValueError:
+                raise ValueError(f"{entry}: write an address or a network (10.0.0.2, 10.0.0.0/8)") from None
+        return entries
 
     @field_validator("public_url")
     @classmethod

@@ -54,7 +54,13 @@ def _serve(options: argparse.Namespace) -> int:
     app = create_app(settings, keys)
     print(greeting(settings, listener.getsockname()[1], new_key), flush=True)  # noqa: T201
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False, lifespan="on"
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        server_header=False,
+        lifespan="on",
+        forwarded_allow_ips=list(settings.trusted_proxies),  # uvicorn by itself believes whoever connects from loopback
     )
 
     class Server(uvicorn.Server):

@@ -38,7 +38,7 @@ from polyreel.storage import Storage, connect_storage
 from server import files, health, metrics
 from server.callers import Callers
 from server.dialects import Dialect, dialect_settings, dialects
-from server.edge import Edge, refused
+from server.edge import Edge, mark, refused
 from server.gate import Gate
 from server.openapi import add_schemes
 from server.published import Published
@@ -106,7 +106,6 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     app.state.services = shared
     formats()  # imported now, and not by the first request
     app.state.dialect_settings = dialect_settings(settings, shared.catalogue)
-    app.add_middleware(Edge)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -115,6 +114,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
             allow_headers=["*"],
             expose_headers=["x-compute-type", "x-compute-time", "x-request-id", "Retry-After", "Location"],
         )
+    app.add_middleware(Edge)  # last, so around the others
     app.include_router(health.router)
     app.include_router(files.router)
     app.include_router(metrics.router)
@@ -174,10 +174,13 @@ async def _render_nothing(_request: Request, _err: Exception) -> Response:
 
 async def _render_crash(request: Request, err: Exception) -> Response:
     """A bug: the client learns that it happened, the log says where. Starlette logs the traceback by re-raising."""
-    log.error("request crashed", path=request.url.path, error=type(err).__name__)
-    return await _render(
+    name = request.state.request_id
+    log.error("request crashed", path=request.url.path, error=type(err).__name__, request_id=name)
+    response = await _render(
         request, PolyreelError("The server made a mistake with this request; its operator has a log of it.")
     )
+    mark(response.headers, name)  # Starlette answers a crash outside all middleware
+    return response
 
 
 def _methods_of(request: Request) -> str:

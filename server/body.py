@@ -7,6 +7,7 @@ JSON does not have (NaN, Infinity) or what would blow up later (numbers beyond a
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any, TypeVar
@@ -15,13 +16,17 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from polyreel.errors import InvalidRequest, RequestTooLarge
+from polyreel.errors import InvalidRequest, RequestTooLarge, RequestTooSlow
 
 Wire = TypeVar("Wire", bound=BaseModel)
 
 #: Most objects and lists in one body. A list of two bytes becomes 56 in memory: 20 MiB of them took 470 MiB and held
 #: the event loop for 2.75 s, before any key was asked.
 _MOST_CONTAINERS = 10_000
+
+#: How long a body may take: this many seconds, and a second more for each so many bytes that came (a phone's uplink).
+BODY_S = 20.0
+_BYTES_A_SECOND = 64 * 1024
 
 #: Longest body that is parsed on the event loop, bytes: under a millisecond.
 _BRIEF = 64 * 1024
@@ -32,16 +37,23 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         RequestTooLarge: more than `max_bytes`, announced or sent; the rest is not read.
+        RequestTooSlow: it does not come to an end; one byte a second is cut after 20 s.
     """
     too_large = RequestTooLarge(f"The request body is larger than {max_bytes} bytes.")
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > max_bytes:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
+    began = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(BODY_S) as limit:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise too_large
+                limit.reschedule(began + BODY_S + len(body) / _BYTES_A_SECOND)
+    except TimeoutError:
+        raise RequestTooSlow(f"The request body did not come in time; {len(body)} bytes came.") from None
     return bytes(body)
 
 

@@ -1,18 +1,26 @@
-"""What surrounds every request: a budget for its calls to Redis, and one line in the log when it is refused."""
+"""What surrounds every request: an id, a budget for its calls to Redis, and one line in the log when it is refused."""
 
 from __future__ import annotations
 
+import re
+import uuid
+
 import structlog
 from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyreel.errors import PolyreelError
+from polyreel.errors import PolyreelError, RequestTooSlow
 from server.gate import budget
 
 log = structlog.get_logger()
 
 #: Longest part of a path that is logged, characters.
 _LONGEST = 200
+
+#: Longest id of a request, characters; and what is left out of one that a client sends.
+_LONGEST_ID = 64
+_NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9-]+")
 
 
 class Edge:
@@ -26,22 +34,44 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id(Headers(scope=scope).get("x-request-id", ""))
         status = 0
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = MutableHeaders(scope=message)
+                mark(headers, state["request_id"])
+                if state.get("refusal") == RequestTooSlow.code:
+                    headers["Connection"] = "close"  # or the rest would be waited for, to find the next request
             await send(message)
 
-        try:
-            with budget():
-                await self.app(scope, receive, watched)
-        finally:
-            code = scope.get("state", {}).get("refusal", "")
-            if code or status >= 400:
-                say = log.warning if status >= 500 else log.info
-                say("request refused", method=scope["method"], path=scope["path"][:_LONGEST], status=status, code=code)
+        with structlog.contextvars.bound_contextvars(request_id=state["request_id"]):
+            try:
+                with budget():
+                    await self.app(scope, receive, watched)
+            finally:
+                code = state.get("refusal", "")
+                if code or status >= 400:
+                    say = log.warning if status >= 500 else log.info
+                    path = scope["path"][:_LONGEST]
+                    say("request refused", method=scope["method"], path=path, status=status, code=code)
+
+
+def request_id(sent: str) -> str:
+    """Return the id of a request: the client's own as far as it is letters, digits and hyphens, else a new one.
+
+    It is for logs and answers alone and names nothing here: a client may send another's.
+    """
+    return _NOT_OF_AN_ID.sub("", sent)[:_LONGEST_ID] or str(uuid.uuid4())
+
+
+def mark(headers: MutableHeaders, request_id: str) -> None:
+    """Write what stands on every answer: the request's id, where a dialect sets none of its own, and no guessing."""
+    headers.setdefault("X-Request-Id", request_id)
+    headers.setdefault("X-Content-Type-Options", "nosniff")
 
 
 def refused(request: Request, err: PolyreelError) -> None:
