@@ -102,19 +102,6 @@ while answer["status"] == "processing":
 print(json.dumps(answer))
 """
 
-NOVITA = """
-import sys, json
-from novita_client import NovitaClient, Txt2VideoPrompt
-base, key, out = sys.argv[1:]
-client = NovitaClient(key, base)
-result = client.txt2video(
-    model_name="darkSushiMixMix_225D_64380.safetensors", prompts=[Txt2VideoPrompt(frames=8, prompt="a cat")],
-    height=256, width=256, steps=2, guidance_scale=7.5, loras=[], embeddings=[],
-)
-open(out, "wb").write(result.video_bytes[0])
-print(json.dumps({"type": result.videos[0].video_type, "seed": result.extra.seed}))
-"""
-
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
@@ -141,14 +128,6 @@ def test_modelslab_py_gets_a_link_to_a_video_of_nine_frames(live: LiveServer) ->
     answer = run_script(MODELSLAB, live.base_url, live.key)
     assert answer["status"] == "success"
     assert decode(httpx2.get(answer["output"][0]).content).shape == (9, 64, 64)
-
-
-def test_novita_client_waits_for_its_task_and_downloads_the_video(live: LiveServer, out: Path) -> None:
-    result = run_script(NOVITA, live.base_url, live.key, str(out))
-    assert result["type"] == "mp4"
-    assert 0 <= int(result["seed"]) < 2**32
-    clip = decode(out.read_bytes())
-    assert (clip.shape, clip.fps) == ((8, 256, 256), 8.0)
 
 
 #: The polling pattern of ModelsLab's page, unchanged but for the host.
