@@ -52,6 +52,7 @@ def _work(options: argparse.Namespace) -> int:
 
     from polyreel.leases import Wishes
     from polyreel.logs import configure_logs
+    from polyreel.previews import Previews
     from polyreel.queue import Queue, rq_connection
     from polyreel.records import Records, connect
     from polyreel.storage import connect_storage
@@ -137,6 +138,7 @@ def _work(options: argparse.Namespace) -> int:
         file_metadata=settings.file_metadata,
         batch_sizes=batch_sizes,
         resume_every=settings.resume_every,
+        previews=Previews(reports.client) if settings.previews else None,
     )
     attempts = runner.attempts
     swap_s: dict[str, float] = {}

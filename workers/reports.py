@@ -10,17 +10,23 @@ from collections.abc import Sequence
 
 import structlog
 
-from models import Progress
+from models import Pictures, Progress
 from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus
 from polyreel.leases import Claim
+from polyreel.previews import Previews
 from polyreel.records import Records, redis_errors
+from workers.failures import is_device_error, is_timeout
 from workers.keeping import Keeping
+from workers.preview_files import jpeg
 
 log = structlog.get_logger()
 
 #: How long no report is tried after one that did not arrive, seconds: each try holds the pipeline for up to 2.5 s.
 _SKIP_S = 10.0
+
+#: Seconds between two pictures of a job at least; a step in between costs nothing more.
+_SHOW_S = 0.5
 
 #: Percent of a job's progress at which denoising begins and ends; it fills its span step by step.
 GENERATE, ENCODE, STORE = 5, 85, 95
@@ -34,18 +40,30 @@ class Reports:
         keeping: knows which jobs were lost while nothing could be asked.
         worker: name of this worker.
         claims: the jobs.
+        previews: where pictures of them go, with the client of `records`; None shows none.
 
     Attributes:
         dropped: claims that nobody wants from us any more; what is made of them is not to be kept.
+        in_call: those whose requests are in the call, in the order in which the models know them; all, until less.
     """
 
-    def __init__(self, records: Records, keeping: Keeping, worker: str, claims: Sequence[Claim]) -> None:
+    def __init__(
+        self,
+        records: Records,
+        keeping: Keeping,
+        worker: str,
+        claims: Sequence[Claim],
+        previews: Previews | None = None,
+    ) -> None:
         self.dropped: set[Claim] = set()
+        self.in_call = claims
         self._records = records
         self._keeping = keeping
         self._worker = worker
         self._claims = claims
+        self._previews = previews
         self._not_before = 0.0
+        self._show_not_before = 0.0
 
     def start(self) -> None:
         """Say that the model is in memory; as `step`."""
@@ -63,6 +81,30 @@ class Reports:
             total_steps=progress.total_steps,
             progress=int(GENERATE + (ENCODE - GENERATE) * progress.share),
         )
+        if self._previews is not None and time.monotonic() >= max(self._not_before, self._show_not_before):
+            self._show(self._previews, progress.pictures, progress.step)
+
+    def _show(self, previews: Previews, pictures: Pictures, step: int) -> None:
+        try:
+            made = pictures()
+        except Exception as err:  # a job is worth more than its picture
+            if is_timeout(err) or is_device_error(err):
+                raise
+            log.exception("no previews of this job")
+            self._previews = None
+            return
+        shown = {
+            claim: jpeg(made[n]) for n, claim in enumerate(self.in_call) if n in made and claim not in self.dropped
+        }
+        if not shown:
+            return
+        try:
+            with redis_errors():
+                previews.write(shown, step)
+        except QueueUnavailable as err:
+            log.debug("preview not shown", reason=err.message)
+            self._not_before = time.monotonic() + _SKIP_S
+        self._show_not_before = time.monotonic() + _SHOW_S
 
     def _report(self, **fields: object) -> None:
         self.dropped |= self._keeping.lost & set(self._claims)

@@ -20,6 +20,7 @@ from polyreel.durations import seconds_key
 from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim, Wishes
+from polyreel.previews import Previews
 from polyreel.queue import Queue
 from polyreel.records import Records, redis_errors
 from polyreel.storage import Storage
@@ -65,6 +66,7 @@ class JobRunner:
         file_metadata: write each video's receipt into its files.
         batch_sizes: what was measured on this machine.
         resume_every: see `polyreel.settings.Settings`.
+        previews: where pictures of what is being denoised go, with the client of `reports`; None shows none.
 
     Attributes:
         keeping: keeps the leases; it says which jobs this worker has.
@@ -87,6 +89,7 @@ class JobRunner:
         file_metadata: bool = True,
         batch_sizes: BatchSizes | None = None,
         resume_every: int = 5,
+        previews: Previews | None = None,
     ) -> None:
         self.queue = queue
         self.records = queue.records
@@ -104,6 +107,7 @@ class JobRunner:
         self._storage = storage
         self._scratch = scratch
         self._resume_every = resume_every
+        self._previews = previews
         self._finisher = Finisher(
             queue.records, Results(storage), scratch, worker, self._begun, self._ended, file_metadata=file_metadata
         )
@@ -228,7 +232,8 @@ class JobRunner:
 
     def _run(self, taken: list[Taken], limit: Limit) -> None:
         timings: dict[str, float] = {}
-        reports = Reports(self._reports, self.keeping, self.worker, [claim for _, claim in taken])
+        claims = [claim for _, claim in taken]
+        reports = Reports(self._reports, self.keeping, self.worker, claims, self._previews)
 
         def started() -> None:
             self.keeping.refresh()  # says what is in memory now
@@ -242,6 +247,9 @@ class JobRunner:
                 with timed(timings, "load"):
                     prepared = self._prepare(taken)
                 good = [one for one in prepared if not isinstance(one, Exception)]
+                reports.in_call = [
+                    claim for claim, one in zip(claims, prepared, strict=True) if not isinstance(one, Exception)
+                ]
                 if good:
                     self._say_started(taken)
                     made = self.attempts.make_all(good, started, reports.step, timings, snapshots)

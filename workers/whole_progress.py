@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from models import OnProgress, Progress
 from workers.memory import chain
 
@@ -23,7 +25,7 @@ class WholeProgress:
         self._is_started = False
         self._on_start = on_start
         self._on_progress = on_progress
-        self._left = jobs
+        self._jobs = self._left = jobs
         self._share = 0.0
         self._step = 0
         self._total_steps = 0
@@ -43,14 +45,18 @@ class WholeProgress:
     def of(self, jobs: int) -> OnProgress:
         """Return what to give to a call for so many of the jobs that are left."""
         part = jobs / self._left
-        share, step = self._share, self._step
+        share, step, first = self._share, self._step, self._jobs - self._left
 
         def tell(progress: Progress) -> None:
             self._total_steps = self._total_steps or progress.total_steps
             steps_done = progress.step / max(1, progress.total_steps)
             self._share = max(self._share, share + (1 - share) * part * progress.share)
             self._step = max(self._step, step + round((self._total_steps - step) * part * steps_done))
-            told = Progress(progress.stage, self._step, self._total_steps, self._share)
+
+            def pictures() -> dict[int, np.ndarray]:
+                return {first + number: picture for number, picture in progress.pictures().items()}
+
+            told = Progress(progress.stage, self._step, self._total_steps, self._share, pictures)
             self._call(lambda: self._on_progress(told))
 
         return tell
