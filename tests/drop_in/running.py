@@ -16,9 +16,39 @@ import pytest
 _CACHE = Path(sys.prefix) / "npm"
 
 
-def run_script(script: str, *arguments: str) -> Any:
-    """Run Python; return the JSON of its last line."""
-    return _run([sys.executable, "-P", "-c", script, *arguments])
+def run_script(script: str, *arguments: str, python: Path = Path(sys.executable)) -> Any:
+    """Run Python; return the JSON of its last line.
+
+    Args:
+        python: another interpreter, from `python_with`.
+    """
+    return _run([str(python), "-P", "-c", script, *arguments])
+
+
+def python_with(requirements: Path) -> Path:
+    """Return the Python of a virtual environment that holds these packages and no other.
+
+    It is made once and kept beside ours, under the name of the file; a laptop that cannot make it (another platform, no
+    index) skips the test, CI fails.
+
+    Args:
+        requirements: a file that names every package with its version.
+    """
+    folder = Path(sys.prefix) / f"clients-{requirements.stem}"
+    python, done = folder / "bin" / "python", folder / "installed"
+    wanted = requirements.read_text()
+    if done.exists() and done.read_text() == wanted:
+        return python
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    try:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, timeout=250)
+        subprocess.run([*install, "-r", str(requirements)], check=True, timeout=250)
+    except subprocess.SubprocessError as err:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"{folder} cannot be made: {err}")
+    done.write_text(wanted)
+    return python
 
 
 def run_node(script: str, packages: list[str], *arguments: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from tests.conftest import LiveServer
@@ -83,25 +81,6 @@ except HfHubHTTPError as err:
     print(json.dumps({"status": err.response.status_code, "message": err.server_message}))
 """
 
-MODELSLAB = """
-import sys, json
-from modelslab_py.core.apis.video import Video
-from modelslab_py.core.client import Client
-from modelslab_py.schemas.video import Text2Video
-base, key = sys.argv[1:]
-client = Client(api_key=key)
-client.base_url = f"{base}/api/"  # after Client(), before Video(), which copies it
-video = Video(client)
-schema = Text2Video(
-    key=key, prompt="a cat", model_id="ltx", num_frames=9, num_inference_steps=2, height=64, width=64, fps=8,
-    output_type="mp4",
-)
-answer = video.text_to_video(schema)
-while answer["status"] == "processing":
-    answer = video.fetch(str(answer["id"]))
-print(json.dumps(answer))
-"""
-
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
@@ -122,61 +101,3 @@ def test_huggingface_hub_shows_our_message_for_a_wrong_key(live: LiveServer) -> 
         "status": 401,
         "message": "Invalid credentials in Authorization header",
     }
-
-
-def test_modelslab_py_gets_a_link_to_a_video_of_nine_frames(live: LiveServer) -> None:
-    answer = run_script(MODELSLAB, live.base_url, live.key)
-    assert answer["status"] == "success"
-    assert decode(httpx2.get(answer["output"][0]).content).shape == (9, 64, 64)
-
-
-#: The polling pattern of ModelsLab's page, unchanged but for the host.
-MODELSLAB_PAGE = """
-import requests
-import time
-
-def generate_video(prompt, api_key):
-    # 1. Submit the request
-    response = requests.post(
-        "https://modelslab.com/api/v6/video/text2video",
-        json={
-            "key": api_key,
-            "prompt": prompt,
-            "num_frames": 25
-        }
-    )
-    data = response.json()
-
-    if data["status"] == "error":
-        raise Exception(data["message"])
-
-    request_id = data["id"]
-
-    # 2. Poll for results
-    while True:
-        fetch = requests.post(
-            f"https://modelslab.com/api/v6/video/fetch/{request_id}",
-            json={"key": api_key}
-        )
-        result = fetch.json()
-
-        if result["status"] == "success":
-            return result["output"][0]
-        elif result["status"] == "failed":
-            raise Exception(result.get("message", "Generation failed"))
-
-        # Still processing, wait and retry
-        time.sleep(5)
-
-# Usage
-video_url = generate_video("A sunset over the ocean", "your_api_key")
-print(f"Video ready: {video_url}")
-"""
-
-
-def test_the_python_pattern_of_modelslabs_page_runs_with_host_and_key_replaced(live: LiveServer) -> None:
-    script = MODELSLAB_PAGE.replace("https://modelslab.com", live.base_url).replace("your_api_key", live.key)
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=250, check=True)
-    url = done.stdout.strip().removeprefix("Video ready: ")
-    clip = decode(io.BytesIO(httpx2.get(url).content).getvalue())
-    assert clip.shape == (25, 512, 512)
