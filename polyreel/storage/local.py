@@ -66,7 +66,7 @@ class LocalStorage:
     def size(self, key: str) -> int | None:
         """Return bytes, or None when there is no such file."""
         try:
-            found = self.path(key).stat()
+            found = self._found(key).stat()
         except OSError:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
@@ -74,9 +74,16 @@ class LocalStorage:
     def open(self, key: str) -> BinaryIO:
         """Open for reading."""
         try:
-            return self.path(key).open("rb")
+            return self._found(key).open("rb")
         except OSError as err:
             raise StorageFailed("No such file.") from err
+
+    def _found(self, key: str) -> Path:
+        """Return where `key` lies, if that is within the folder: a symbolic link in it leads nowhere else."""
+        path = self.path(key)
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise FileNotFoundError(key)
+        return path
 
     def delete(self, key: str) -> None:
         """Remove the file if it is there."""
