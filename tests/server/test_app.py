@@ -133,6 +133,39 @@ def test_a_client_that_waits_for_its_video_is_told_of_a_stop_and_its_job_goes_on
     assert "Traceback" not in serving.log.read_text()
 
 
+def test_who_follows_a_job_is_told_of_a_stop_and_who_hung_up_leaves_no_trace(serving: Serving) -> None:
+    """RELIABILITY.md, R5."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"model": "ltx", "prompt": "a cat", "num_frames": 9}
+    location = httpx2.post(f"{serving.base_url}/polyreel/v1/jobs", json=body, headers=headers).headers["location"]
+    told: list[str] = []
+    follows = threading.Barrier(4)
+
+    def follow(*, hangs_up: bool) -> None:
+        with httpx2.stream("GET", f"{location}/events", headers=headers, timeout=20) as stream:
+            text = ""
+            for part in stream.iter_text():
+                if not text and follows.wait(10) >= 0 and hangs_up:
+                    return
+                text += part
+            told.append(text)
+
+    clients = [threading.Thread(target=follow, kwargs={"hangs_up": n == 0}) for n in range(3)]
+    for client in clients:
+        client.start()
+    follows.wait(10)
+    clients[0].join(5)
+    serving.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert serving.process.wait(11) in (0, -signal.SIGTERM)
+    assert time.monotonic() - began < 3, "a stream is not waited for until the grace of 10 s is over"
+    for client in clients:
+        client.join(5)
+    assert [text.count("event: server-restarting\n") for text in told] == [1, 1]
+    assert [text.count("event: end\n") for text in told] == [0, 0]
+    assert "Traceback" not in serving.log.read_text()
+
+
 async def test_health_is_ok_whatever_becomes_of_redis(make_api: Callable[..., Api]) -> None:
     answer = await make_api(redis_url=NOBODY).http.get("/health")
     assert (answer.status_code, answer.text) == (200, "Ok")
