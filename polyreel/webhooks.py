@@ -38,8 +38,11 @@ SCHEDULE_S = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.
 #: Deliveries to one receiver at the same time, by all couriers.
 PER_RECEIVER = 2
 
-#: How long a courier has a delivery, seconds: twice what an attempt may take. After its death it is delivered again.
-LEASE_S = 30.0
+#: Longest time of an attempt, from the receiver's name to its reply, seconds.
+ATTEMPT_S = 15.0
+
+#: How long a courier has a delivery, seconds. After its death it is delivered again; before, no other has it.
+LEASE_S = 2 * ATTEMPT_S
 
 #: A courier that has not come for work for this long is gone, seconds.
 COURIER_TTL_S = 15

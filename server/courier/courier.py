@@ -19,7 +19,7 @@ import structlog
 from polyreel.errors import PolyreelError
 from polyreel.outbound import Reply
 from polyreel.records import StoredJob, job_key, parse
-from polyreel.webhooks import Attempt, Hands, Schedule, Taken, Webhooks
+from polyreel.webhooks import ATTEMPT_S, Attempt, Hands, Schedule, Taken, Webhooks
 from server.courier.verdicts import Verdict, judge
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Courier:
         schedule: when failed deliveries are tried again.
         hands: deliveries at the same time.
         hands_unproven: of those, to receivers that failed last time or are new: while they hang, others are served.
-        total_s: longest time of an attempt, seconds.
+        total_s: longest time of an attempt, seconds; less than a lease of `webhooks`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Courier:
         schedule: Schedule | None = None,
         hands: int = 32,
         hands_unproven: int = 24,
-        total_s: float = 15.0,
+        total_s: float = ATTEMPT_S,
     ) -> None:
         self.name = name
         self._webhooks = webhooks

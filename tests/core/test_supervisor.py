@@ -142,7 +142,7 @@ def test_each_worker_gets_its_own_environment_a_name_per_start_and_the_common_fl
     assert [name[:-8] for name in names] == [f"{host}-gpu0-", f"{host}-gpu0-", f"{host}-gpu1-"]
     assert len(set(names)) == 3
     assert len(one.lives("gpu1")) == 1, "the other one was not touched"
-    assert one.lives("serve") == [], "a supervisor of workers has no API"
+    assert one.lives("serve") + one.lives("courier") == [], "a supervisor of workers has neither"
     assert one.said() == [
         "polyreel worker: 2 workers: gpu0, gpu1",
         "polyreel worker: worker gpu0 ended (SIGKILL, which the kernel sends too when memory runs out); "
@@ -220,23 +220,23 @@ def test_a_queue_that_hangs_keeps_no_child_from_being_restarted_and_no_stop_from
         broker.stop()
 
 
-def test_a_stop_reaches_all_workers_at_once_then_the_api_and_ends_also_who_does_not_listen(
+def test_a_stop_reaches_all_workers_at_once_then_api_and_courier_and_ends_also_who_does_not_listen(
     supervised: Callable[..., Supervised],
 ) -> None:
     drain_s = 4.0
     one = supervised(drain_s=drain_s, workers_only=False, gpu0="busy", gpu1="busy", gpu2="deaf")
-    one.until_all_run("gpu0", "gpu1", "gpu2", "serve")
+    one.until_all_run("gpu0", "gpu1", "gpu2", "serve", "courier")
     began = time.monotonic()
     one.process.terminate()
     assert one.process.wait(60) == 0
     took = time.monotonic() - began
-    (serve,) = one.lives("serve")
+    (serve,), (courier,) = one.lives("serve"), one.lives("courier")
     workers = [one.lives(slot)[0] for slot in ("gpu0", "gpu1", "gpu2")]
     assert [len(worker["stops"]) for worker in workers] == [2, 2, 2]
     firsts, seconds = zip(*(worker["stops"] for worker in workers), strict=True)
     assert max(firsts) < min(seconds), "nobody waits for another's drain"
-    assert max(worker.get("ended", 0) for worker in workers) < serve["stops"][0]
-    assert len(serve["stops"]) == 1
+    assert max(worker.get("ended", 0) for worker in workers) < min(serve["stops"][0], courier["stops"][0])
+    assert (len(serve["stops"]), len(courier["stops"])) == (1, 1)
     assert drain_s + 5 <= took < 3 * drain_s + 5, "drain_s for all of them together, and 5 s for the deaf one"
     deaf = workers[2]
     for pid in (deaf["pid"], deaf["grandchild"]):

@@ -24,6 +24,7 @@ class Ask:
         steps: denoising steps.
         owner: "alice" or "bob".
         headers: further ones of the submit.
+        webhook: URL that is told of the end, "" for none; ModelsLab and Novita have a word for it.
         is_keyed: send the name as Idempotency-Key; without it, a job whose waiting client goes away may be cancelled.
     """
 
@@ -35,6 +36,7 @@ class Ask:
     owner: str = "alice"
     headers: dict[str, str] = field(default_factory=dict)
     is_keyed: bool = True
+    webhook: str = ""
 
     @property
     def prompt(self) -> str:
@@ -96,8 +98,12 @@ class Kept:
             self.seen.append((rank, progress))
 
 
-def mixed(count: int, name: str, rng: random.Random, slowest_step_s: float = 0.0) -> list[Ask]:
-    """Return requests over all dialects, models and owners, of different lengths."""
+def mixed(count: int, name: str, rng: random.Random, slowest_step_s: float = 0.0, receiver: str = "") -> list[Ask]:
+    """Return requests over all dialects, models and owners, of different lengths.
+
+    Args:
+        receiver: URL of who is told of their ends, where the dialect has a word for it; each has a path of its own.
+    """
     return [
         Ask(
             f"{name}-{n}",
@@ -106,6 +112,7 @@ def mixed(count: int, name: str, rng: random.Random, slowest_step_s: float = 0.0
             model="first" if n % 4 == 1 else rng.choice(["first", "first", "second"]),
             steps=rng.randint(2, 8),
             owner=rng.choice(["alice", "bob"]),
+            webhook=f"{receiver}/{name}-{n}" if receiver and n % 4 >= 2 else "",
         )
         for n in range(count)
     ]

@@ -36,14 +36,16 @@ def _modelslab(ask: Ask, base: str) -> Send:
     body = {
         "key": ask.key, "prompt": ask.prompt, "model_id": ask.model, "num_frames": 2, "height": 64, "width": 64,
         "num_inference_steps": ask.steps, "instant_response": True, "output_type": "gif",
+        "webhook": ask.webhook or None,
     }  # fmt: skip
     return _post(ask, f"{base}/api/v6/video/text2video", body)
 
 
 def _novita(ask: Ask, base: str) -> Send:
+    extra = {"response_video_type": "mp4"} | ({"webhook": {"url": ask.webhook}} if ask.webhook else {})
     body = {
         "model_name": f"{ask.model}.safetensors", "height": 256, "width": 256, "steps": ask.steps,
-        "prompts": [{"frames": 8, "prompt": ask.prompt}], "extra": {"response_video_type": "mp4"},
+        "prompts": [{"frames": 8, "prompt": ask.prompt}], "extra": extra,
     }  # fmt: skip
     return _post(ask, f"{base}/v3/async/txt2video", body)
 

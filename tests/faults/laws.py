@@ -5,6 +5,7 @@ I2  states only move forward, and an end never changes: for the clients and in t
 I3  one result per job, whenever its link is asked
 I4  every linked file is there, complete and playable
 I5  nothing without a TTL is left but records and what is counted once; no half files under a result's name
+I6  each job's webhook was taken once at least, and all its messages have one id
 I7  the counters add up, and no list holds what is not there
 """
 
@@ -24,11 +25,14 @@ from PIL import Image
 
 from polyreel.job import MAX_ATTEMPTS, JobStatus
 from polyreel.records import connect
+from polyreel.signing import message_id
 from polyreel.storage import connect_storage
+from polyreel.webhooks import RECEIVERS, Webhooks
 from tests.faults.asks import Kept
 from tests.faults.clients import again
 from tests.faults.parts import Gone, base_url, until
 from tests.faults.stand import Stand
+from tests.server.receivers import Receiver
 
 #: Keys that live as long as the server: one each, or one per model, worker or owner.
 _LASTING = (
@@ -159,6 +163,7 @@ def check_at_rest(stand: Stand) -> None:
             found.append(f"I7: owners have {client.hgetall('polyreel:open:owners')} unfinished")
         if client.zcard("polyreel:leases"):
             found.append(f"I7: leases: {client.zrange('polyreel:leases', 0, -1)}")
+        found += [f"I6: {key} is not empty" for key in (RECEIVERS, f"{RECEIVERS}:leases") if client.exists(key)]
         for pattern in ("polyreel:ready:*", "rq:queue:*", "rq:wip:*", "rq:execution*"):
             found += [f"I7: {key} is not empty" for key in client.scan_iter(pattern, 1000)]
         for key in client.scan_iter("*", 1000):
@@ -172,6 +177,32 @@ def check_at_rest(stand: Stand) -> None:
         raise AssertionError("\n".join(troubles())) from None
     for path in (stand.state / "results").rglob("*"):
         assert path.is_dir() or path.suffix in (".gif", ".mp4") or path.name.endswith(".part"), f"I5: {path}"
+
+
+def check_deliveries(stand: Stand, kept: Sequence[Kept], receiver: Receiver, timeout_s: float) -> None:
+    """Assert I6 of those who asked to be told; what failed last may have to be tried again first."""
+    told = [one for one in kept if one.ask.webhook]
+    states = {one.job_id: "" for one in told}
+
+    def all_are_delivered() -> bool:
+        for job_id, state in states.items():
+            if state != "delivered":
+                states[job_id] = Webhooks(stand.client).deliveries(job_id).state
+        return set(states.values()) == {"delivered"}
+
+    try:
+        until(all_are_delivered, "all webhooks are delivered", timeout_s, every_s=0.1)
+    except Gone:
+        left = {
+            job_id: Webhooks(stand.client).deliveries(job_id)
+            for job_id, state in states.items()
+            if state != "delivered"
+        }
+        raise AssertionError(f"I6: not delivered: {left}") from None
+    ids: dict[str, set[str]] = {}
+    for got in receiver.received:
+        ids.setdefault(got.path, set()).add(got.headers["webhook-id"])
+    assert ids == {f"/hook/{one.ask.name}": {message_id(one.job_id)} for one in told}, "I6"
 
 
 def record_count(stand: Stand) -> int:

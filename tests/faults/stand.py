@@ -62,6 +62,7 @@ class Stand:
         )
         self.apis = [self.make_api(f"api{n}") for n in range(apis)]
         self.workers = [self.make_worker(f"w{n}") for n in range(workers)]
+        self.courier = self.make_courier("courier")
         self._extra: list[Part] = []
 
     def make_api(self, name: str, url: str = "", **variables: str) -> Part:
@@ -79,6 +80,13 @@ class Stand:
         """Return a worker that is not started yet; the profile "apart" serves the model of that name alone."""
         flags = ["--config", str(self.folder / f"{profile}.yaml"), "--state-dir", str(self.state)]
         return Worker(slot, flags, self._environment(url, **variables), self.folder)
+
+    def make_courier(self, name: str, main: str = "tests.faults.courier") -> Part:
+        """Return a courier that is not started yet: one in a hurry, or "server.courier"."""
+        flags = ["--config", str(self.config), "--state-dir", str(self.state)]
+        return Part(
+            name, lambda: module(main, *flags, "--parent", str(os.getpid())), self._environment(""), self.folder
+        )
 
     @contextlib.contextmanager
     def running(self, *parts: Part) -> Iterator[None]:
@@ -107,6 +115,7 @@ class Stand:
             "POLYREEL_LEASE_S": f"{LEASE_S:g}",
             "POLYREEL_MAX_QUEUED": "5000",
             "POLYREEL_RETENTION_S": "3600",
+            "POLYREEL_WEBHOOK_ALLOW": "127.0.0.1",
             # An idle worker leaves no job to a peer that has its model in memory: the peer may be the one that is dead.
             "POLYREEL_SCHEDULING__GRACE_SWAPS": "0",
             FOLDER: str(self.points),
@@ -122,11 +131,15 @@ class Stand:
             )
             store(self.state / "batches.json", model, entry, "cpu", (size,))
 
+    @property
+    def _parts(self) -> list[Part]:
+        return [*self.apis, *self.workers, self.courier]
+
     def start(self) -> None:
         """Start what does not run, and wait until all of it serves."""
         if self._broker.process.poll() is not None:
             self.start_valkey()
-        parts = [part for part in [*self.apis, *self.workers] if not part.is_running]
+        parts = [part for part in self._parts if not part.is_running]
         for part in parts:
             part.start()
         for part in parts:
@@ -134,7 +147,7 @@ class Stand:
 
     def tend(self) -> None:
         """Start again what has died, as a supervisor would, without waiting for it."""
-        for part in [*self.apis, *self.workers]:
+        for part in self._parts:
             if not part.is_running:
                 part.start()
 
@@ -142,7 +155,7 @@ class Stand:
         """Start what does not run, and wait until one API process and one worker serve."""
         if self._broker.process.poll() is not None:
             self.start_valkey()
-        was_running = [part for part in [*self.apis, *self.workers] if part.is_running]
+        was_running = [part for part in self._parts if part.is_running]
         self.tend()
         for parts in (self.apis, self.workers):
             self.wait_for(next((part for part in was_running if part in parts), parts[0]))
@@ -151,6 +164,8 @@ class Stand:
         def serves() -> bool:
             if not part.is_running:
                 raise Gone(f"{part.name} has ended:\n{part.log.read_text()[-2000:]}")
+            if part.name.startswith("courier"):
+                return bool(self.client.zcard("polyreel:webhooks:couriers"))
             if isinstance(part, Worker):
                 about = self.client.get(f"polyreel:worker:{part.worker}")
                 return bool(about and json.loads(str(about))["models"])
@@ -177,7 +192,7 @@ class Stand:
 
     def close(self) -> None:
         """End everything at once."""
-        for part in [*self.apis, *self.workers, *self._extra]:
+        for part in [*self._parts, *self._extra]:
             part.signal(signal.SIGCONT)
             if isinstance(part, Worker) and part.is_running:
                 part.kill_with_keeper()

@@ -20,13 +20,15 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from tests.faults.asks import Kept, mixed
 from tests.faults.clients import Crowd
-from tests.faults.laws import Watch, check, record_count
+from tests.faults.laws import Watch, check, check_deliveries, record_count
 from tests.faults.parts import LEASE_S, Part, Worker
 from tests.faults.stand import Stand
+from tests.server.receivers import Receiver, answering
 
 #: How long healing may take, seconds.
 HEALED_S = 120.0
@@ -80,11 +82,15 @@ class Storm:
 
     def _break(self, now: float) -> str:
         """Break one thing that is whole; return what."""
-        how, kinds = self.rng.choice(("kill", "kill", "stop")), ("api", "worker", "keeper", "machine", "valkey")
+        how, kinds = (
+            self.rng.choice(("kill", "kill", "stop")),
+            ("api", "worker", "keeper", "machine", "courier", "valkey"),
+        )
         kind, which = self.rng.choice(kinds), self.rng.randrange(2)
         away_s = self.rng.uniform(0, 2) if how == "kill" else self.rng.uniform(0.5, 2.5 * LEASE_S)
         # A worker, its keeper, and the machine of both are one thing to break at a time.
-        name = {"valkey": "valkey", "api": f"api {which}"}.get(kind, f"worker {which}")
+        alone = {"valkey": "valkey", "courier": "courier", "api": f"api {which}"}
+        name = alone.get(kind, f"worker {which}")
         what = f"{how} {kind}"
         if name in self._broken:
             return f"({name} is broken already)"
@@ -93,7 +99,7 @@ class Storm:
             return f"({kind} {which} is not up)"
         self.counts[what] += 1
         self._broken[name] = Fault(what, heal, now + away_s)
-        return f"{what} {which if kind != 'valkey' else ''} for {away_s:.1f} s"
+        return f"{what} {which if name != kind else ''} for {away_s:.1f} s"
 
     def _hit(self, how: str, kind: str, which: int) -> Callable[[], None] | None:
         """Break a part; return what mends it, None when it is not up."""
@@ -104,10 +110,11 @@ class Storm:
                 return stand.start_valkey
             stand.valkey.process.send_signal(signal.SIGSTOP)
             return lambda: stand.valkey.process.send_signal(signal.SIGCONT)
-        part: Part = stand.apis[which] if kind == "api" else stand.workers[which]
+        parts: dict[str, Part] = {"api": stand.apis[which], "courier": stand.courier}
+        part = parts.get(kind, stand.workers[which])
         if not part.is_running:
             return None
-        pids = {"api": [part.pid], "worker": [part.pid]}.get(kind, [])
+        pids = [part.pid]
         if isinstance(part, Worker) and kind in ("keeper", "machine"):
             keeper = part.keeper
             if keeper is None:
@@ -141,11 +148,13 @@ def storm(seconds: float, seed: int, folder: Path, say: Callable[[str], None] = 
     """
     say(f"kill storm of {seconds:g} s, seed {seed}; to repeat it: make storm SECONDS={seconds:g} SEED={seed}")
     rng = random.Random(seed)
-    asks = mixed(max(JOBS, int(2 * seconds)), f"storm{seed}", rng, slowest_step_s=min(0.3, seconds / 600))
-    stand = Stand(folder / "stand", batch=3, POLYREEL_DRAIN_S="2")
+    stand, receiver = Stand(folder / "stand", batch=3, POLYREEL_DRAIN_S="2"), Receiver(_unreliable)
     try:
         stand.start()
-        with Watch(stand) as watch:
+        with receiver, Watch(stand) as watch:
+            asks = mixed(
+                max(JOBS, int(2 * seconds)), f"storm{seed}", rng, min(0.3, seconds / 600), receiver=receiver.url
+            )
             crowd = Crowd(stand.bases, asks, over_s=seconds, pause_s=0.8).start()
             chaos = Storm(stand, rng)
             chaos.blow(seconds, say)
@@ -153,7 +162,8 @@ def storm(seconds: float, seed: int, folder: Path, say: Callable[[str], None] = 
             stand.start()
             kept = crowd.finish(HEALED_S)
             healing_s = time.monotonic() - healed
-        say(table(stand, chaos, watch, kept, healing_s))
+            check_deliveries(stand, kept, receiver, HEALED_S)
+        say(table(stand, chaos, watch, kept, healing_s, receiver.count()))
         assert watch.wrong == [], watch.wrong
         check(stand, kept, deaths_allowed=True)
         doubled = record_count(stand) - len(asks)
@@ -163,7 +173,12 @@ def storm(seconds: float, seed: int, folder: Path, say: Callable[[str], None] = 
         stand.close()
 
 
-def table(stand: Stand, chaos: Storm, watch: Watch, kept: list[Kept], healing_s: float) -> str:
+def _unreliable(receiver: Receiver, handler: BaseHTTPRequestHandler) -> None:
+    """Refuse every fourth message."""
+    answering(503 if receiver.count() % 4 == 0 else 204)(receiver, handler)
+
+
+def table(stand: Stand, chaos: Storm, watch: Watch, kept: list[Kept], healing_s: float, messages: int) -> str:
     """Return what happened, as lines of text."""
     stored = [stand.records.get(one.job_id) if one.job_id else None for one in kept]
     attempts = Counter(found.job.attempts for found in stored if found)
@@ -177,6 +192,7 @@ def table(stand: Stand, chaos: Storm, watch: Watch, kept: list[Kept], healing_s:
         ("moved back", len(watch.wrong), f"in {watch.seen} looks at records"),
         ("attempts", sum(attempts.values()), ", ".join(f"{n} jobs {tried}" for tried, n in sorted(attempts.items()))),
         ("calls", len(stand.calls()), f"{len(stand.calls('ended'))} came to their end"),
+        ("messages", messages, f"for the webhooks of {sum(bool(one.ask.webhook) for one in kept)} jobs"),
         ("healed in", round(healing_s, 1), f"s, of {HEALED_S:g}"),
     ]
     return "\n".join(f"  {name:12}{value:>8}  {more}" for name, value, more in rows)

@@ -297,8 +297,8 @@ def test_the_first_start_shows_a_key_once_and_a_curl_line_per_dialect(tmp_path: 
     assert not any(shown[1].encode() in file.read_bytes() for file in state.rglob("*") if file.is_file())
 
 
-def test_a_worker_and_an_api_alone_say_that_they_need_redis() -> None:
-    for process in ("worker", "serve"):
+def test_a_worker_an_api_and_a_courier_alone_say_that_they_need_redis() -> None:
+    for process in ("worker", "serve", "courier"):
         done = polyreel(process)
         assert done.returncode == 2
         assert "REDIS_URL" in done.stderr

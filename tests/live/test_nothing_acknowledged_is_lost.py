@@ -87,8 +87,7 @@ def running(server: LiveServer, job_id: int) -> Callable[[], bool]:
 
 def test_processes_show_their_names_in_ps(server: LiveServer) -> None:
     titles = {" ".join(process.cmdline()).strip() for process in psutil.Process(server.process.pid).children()}
-    assert "polyreel serve" in titles
-    assert "polyreel worker" in titles
+    assert {"polyreel serve", "polyreel worker", "polyreel courier"} <= titles
 
 
 def test_a_job_whose_worker_is_killed_runs_again_and_ends_well(server: LiveServer) -> None:
