@@ -10,7 +10,7 @@ import pytest
 
 from polyreel.job import JobStatus
 from polyreel.keys import Caller
-from server.dialects import Dialect
+from server.dialects import Dialect, dialects
 from server.services import Services
 from tests.conftest import Api
 from tests.core.jobs import REQUEST
@@ -277,3 +277,103 @@ async def test_a_cancelled_job_reads_as_failed_where_the_vendor_has_no_word_for_
         body = body[key]
     assert answer.status_code == 200
     assert {name: body[name] for name in words} == words
+
+
+async def listing(api: Api, query: str = "", key: str | None = None) -> httpx2.Response:
+    return await api.http.get(f"/polyreel/v1/jobs{query}", headers=auth(key or api.key))
+
+
+async def test_an_owners_jobs_are_listed_in_pages(api: Api) -> None:
+    made = [await submit(api) for _ in range(3)]
+    await submit(api, owner="bob")
+    first = (await listing(api, "?limit=2")).json()
+    assert [job["id"] for job in first["jobs"]] == [made[2], made[1]]
+    assert (first["has_more"], first["next"]) == (True, str(first["jobs"][-1]["number"]))
+    await submit(api)
+    second = (await listing(api, f"?limit=2&after={first['next']}")).json()
+    assert ([job["id"] for job in second["jobs"]], second["has_more"], second["next"]) == ([made[0]], False, None)
+    assert first["jobs"][0] == (await get(api, made[2])).json()
+
+
+async def test_a_list_can_be_narrowed_and_turned(api: Api) -> None:
+    failed, queued, cancelled = [await submit(api) for _ in range(3)]
+    api.fail(failed)
+    await cancel(api, cancelled)
+    for query, expected in {
+        "?status=failed": [failed],
+        "?status=failed,cancelled": [cancelled, failed],
+        "?order=asc": [failed, queued, cancelled],
+        "?model=Lightricks/LTX-Video&status=queued": [queued],
+        "?model=wan-tiny": [],
+        "?unheard_of=1&limit=100": [cancelled, queued, failed],
+    }.items():
+        assert [job["id"] for job in (await listing(api, query)).json()["jobs"]] == expected, query
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "detail"),
+    [
+        ("?limit=0", "limit", "limit must be between 1 and 100, got 0"),
+        ("?limit=101", "limit", "limit must be between 1 and 100, got 101"),
+        ("?limit=ten", "limit", "limit must be an integer, got 'ten'"),
+        ("?limit=-1", "limit", "limit must be an integer, got '-1'"),
+        (
+            "?status=done",
+            "status",
+            "status must be one of queued, loading, running, encoding, uploading, succeeded, failed, cancelled, "
+            "got 'done'",
+        ),
+        ("?order=up", "order", "order must be one of desc, asc, got 'up'"),
+        (
+            "?after=7b1e0000-0000-4000-8000-000000000000",
+            "after",
+            "after must be the id or the number of a job of yours; you have none with this id",
+        ),
+    ],
+)
+async def test_a_wrong_list_is_refused(api: Api, query: str, field: str, detail: str) -> None:
+    answer = await listing(api, query)
+    assert (answer.status_code, answer.json()["field"], answer.json()["detail"]) == (400, field, detail)
+
+
+async def test_a_list_of_an_unknown_model_says_what_is_served(api: Api) -> None:
+    answer = await listing(api, "?model=ltx-tin")
+    assert (answer.status_code, answer.json()["code"]) == (404, "unknown_model")
+
+
+async def test_an_ended_job_is_deleted_with_its_files_and_links(api: Api) -> None:
+    job_id = await submit(api)
+    api.finish(job_id)
+    shown = (await get(api, job_id)).json()
+    url = shown["outputs"][0]["url"]
+    assert (await api.http.get(url)).status_code == 200
+    for key, expected in ((api.other_key, 404), (api.key, 200), (api.key, 404)):
+        answer = await api.http.delete(f"/polyreel/v1/jobs/{job_id}", headers=auth(key))
+        assert answer.status_code == expected
+        if expected == 200:
+            assert answer.json() == {"id": job_id, "number": shown["number"], "deleted": True, "status": "succeeded"}
+        else:
+            assert answer.json() == UNKNOWN
+    assert (await api.http.get(url)).status_code == 404
+    assert (await get(api, job_id)).json() == UNKNOWN
+    assert (await get(api, str(shown["number"]))).json() == UNKNOWN
+
+
+async def test_an_unfinished_job_that_is_deleted_is_cancelled_and_stays(api: Api) -> None:
+    job_id = await submit(api)
+    for deleted, then in ((False, 200), (True, 404)):
+        answer = await api.http.delete(f"/polyreel/v1/jobs/{job_id}", headers=auth(api.key))
+        assert (answer.status_code, answer.json()["deleted"], answer.json()["status"]) == (200, deleted, "cancelled")
+        assert (await get(api, job_id)).status_code == then
+
+
+async def test_the_same_request_after_a_deletion_is_made_anew(api: Api) -> None:
+    """Hugging Face's dialect answers the same request from its cache, until the job is deleted."""
+    dialect = next(d for d in dialects().values() if d.name == "huggingface")
+    content, headers = content_of(dialect, api.key), headers_of(dialect, api.key)
+    _, [made] = await call(api, dialect, content, headers)
+    _, cached = await call(api, dialect, content, headers)
+    assert cached == []
+    await api.http.delete(f"/polyreel/v1/jobs/{made.job.id}", headers=auth(api.key))
+    _, [again] = await call(api, dialect, content, headers)
+    assert again.job.id != made.job.id
