@@ -225,7 +225,7 @@ class Services:
             TooManyJobs, QueueUnavailable: nothing was acknowledged; `LimitReached` where the key's own limit says so.
         """
         terms = terms or Terms()
-        earlier = await self._earlier(caller.owner, terms)
+        earlier = await self.earlier(caller.owner, terms)
         if earlier is not None:
             return earlier
         called = self.catalogue.called(request.model, dialect)
@@ -263,11 +263,12 @@ class Services:
             log.warning("length of a job cannot be told", model=request.model, reason=repr(err))
             return None
 
-    async def _earlier(self, owner: str, terms: Terms) -> StoredJob | None:
+    async def earlier(self, owner: str, terms: Terms) -> StoredJob | None:
         """Return the job that this Idempotency-Key has made, None when it has made none.
 
         Asked before anything else, though the submit itself decides: what has been acknowledged stays so, also when
-        the queue is full by now or the worker that the job fits has gone.
+        the queue is full by now, the worker that the job fits has gone, or the link to its picture leads nowhere: so a
+        route that fetches one asks this before.
         """
         if not terms.idempotency_key:
             return None

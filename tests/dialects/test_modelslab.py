@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -213,6 +214,20 @@ async def test_a_job_of_another_dialect_can_be_fetched(api: Api) -> None:
         "id": answer["id"],
         "file_prefix": job_id,
     }
+
+
+@pytest.mark.anyio
+async def test_a_job_of_the_version_before_keeps_its_links(api: Api) -> None:
+    submitted = await submit(api, temp=True)
+    job = api.newest().job
+    vendor = {**job.vendor, "temp": True, "base_url": "https://earlier.example"}
+    # As 0.1 wrote it: what has fields of its own today stood in `vendor`.
+    api.records.client.hset(f"polyreel:job:{job.id}", mapping={"vendor": json.dumps(vendor)})
+    api.records.client.hdel(f"polyreel:job:{job.id}", "base_url", "keep_s")
+    answer = await fetch(api, submitted["id"])
+    assert answer["future_links"] == [
+        submitted["future_links"][0].replace("http://api.test", "https://earlier.example")
+    ]
 
 
 # Waiting

@@ -13,11 +13,18 @@ from polyreel.entries import MIN_SIDE
 from server.dialects.modelslab.settings import ModelsLabSettings
 from server.wire import Integer, Number, check_range
 
+#: Longest track_id, characters: every answer repeats it.
+_LONGEST_ID = 1000
+
 
 def _text_or_integer(value: object) -> object:
-    if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
+    if value is None:
         return value
-    raise PydanticCustomError("text_or_integer_expected", "must be a string or an integer")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise PydanticCustomError("text_or_integer_expected", "must be a string or an integer")
+    if len(str(value)) > _LONGEST_ID:
+        raise PydanticCustomError("text_too_long", "must be at most 1000 characters")
+    return value
 
 
 class Fields(BaseModel):

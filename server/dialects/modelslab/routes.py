@@ -20,7 +20,7 @@ from polyreel.leases import models_of
 from polyreel.records import OPEN, StoredJob
 from polyreel.request import ImageCondition, VideoRequest
 from server.body import parse_object, read_body, validate
-from server.credentials import bearer
+from server.credentials import bearer, the_only
 from server.dialects.modelslab import image_to_video, text_to_video
 from server.dialects.modelslab.answers import TEMP_S, RequestCount, SystemDetails, VideoAnswer, links_end_at, to_wire
 from server.dialects.modelslab.fields import Fields
@@ -138,9 +138,7 @@ async def _reader(request: Request) -> Caller:
 def _key(request: Request, body: dict[str, Any]) -> str | None:
     """The key stands in the body; the JavaScript SDK sends a bearer header instead, the CLI a header `key`."""
     in_body = body.get("key")
-    if isinstance(in_body, str) and in_body:
-        return in_body
-    return bearer(request) or request.headers.get("key")
+    return the_only(in_body if isinstance(in_body, str) else None, bearer(request), *request.headers.getlist("key"))
 
 
 async def _submit(
@@ -157,7 +155,8 @@ async def _submit(
     webhook = shared.check_url("webhook", wire.webhook) if wire.webhook else ""
     terms = await read_terms(request, "modelslab", raw)
     pictures: tuple[Picture, ...] = ()
-    if init_image:
+    # A repetition is answered with its job, also when the link to its picture leads nowhere by now.
+    if init_image and not await shared.earlier(caller.owner, terms):
         pictures = (await _picture(shared, init_image),)
         video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
     stored = await shared.submit(
