@@ -10,12 +10,14 @@ from typing import BinaryIO
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from polyreel.errors import QueueUnavailable, StorageFailed
 from polyreel.formats import formats
 from polyreel.storage import Storage
 from polyreel.storage.local import LocalStorage
+from server.openapi import documents
 from server.services import services
 
 router = APIRouter()
@@ -23,14 +25,37 @@ router = APIRouter()
 _CHUNK = 256 * 1024
 
 
-@router.api_route("/files/{key:path}", methods=["GET", "HEAD"])
-async def get_file(request: Request, key: str, exp: str = "", sig: str = "") -> Response:
+class NoFile(BaseModel):
+    """Why there is no file."""
+
+    error: str
+
+
+_LINK = tuple(
+    {"name": name, "in": "query", "required": True, "schema": {"type": "string"}, "description": about}
+    for name, about in (("exp", "seconds since the epoch until which the link is good"), ("sig", "signature"))
+)
+
+
+@router.api_route(
+    "/files/{key:path}",
+    methods=["GET", "HEAD"],
+    **documents(
+        answer_media="*/*",
+        errors=NoFile,
+        keys=(),
+        parameters=_LINK,
+        also={206: "A range of the file", 304: "The file is the one that the client has", 307: "Where the file lies"},
+    ),
+)
+async def get_file(request: Request, key: str) -> Response:
     """Serve a file, or lead to where the storage does.
 
     403 for a link that is altered or has expired, 404 while the file does not exist (yet), 503 when Redis is away and
     this process has not served the file before.
     """
-    shared = services(request)
+    shared, query = services(request), request.query_params
+    exp, sig = query.get("exp", ""), query.get("sig", "")
     if not shared.signer.is_valid(key, exp, sig):
         return JSONResponse({"error": "This link is not valid, or has expired."}, status_code=403)
     try:

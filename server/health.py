@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
 
 from polyreel.errors import QueueUnavailable
 from server.couriers import couriers
+from server.openapi import documents
 from server.services import services
 
 router = APIRouter()
@@ -18,7 +20,17 @@ async def health() -> str:
     return "Ok"
 
 
-@router.get("/ready")
+class Ready(BaseModel):
+    """Whether jobs can be taken: by whom and for which models, or why not."""
+
+    ready: bool
+    workers: int | None = None
+    models: list[str] | None = None
+    unavailable: list[str] | None = None
+    reasons: list[str] | None = None
+
+
+@router.get("/ready", **documents(answer=Ready, errors=Ready, keys=()))
 async def ready(request: Request) -> Response:
     """Answer 200 when Redis answers and a live worker can take jobs, else 503 with the reasons.
 

@@ -18,6 +18,7 @@ from polyreel.job import JobStatus
 from polyreel.leases import SWAPS
 from polyreel.records import OPEN, SECONDS
 from server.couriers import Couriers, couriers
+from server.openapi import documents
 from server.services import Services, listed, services
 
 router = APIRouter()
@@ -40,7 +41,7 @@ class _Numbers:
     swaps: Mapping[str, float]
 
 
-@router.get("/metrics")
+@router.get("/metrics", **documents(answer_media="text/plain", keys=()))
 async def get_metrics(request: Request) -> Response:
     """Answer in Prometheus' text format; 503 in the fallback dialect's shape while Redis is away."""
     registry = CollectorRegistry(auto_describe=False)

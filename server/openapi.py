@@ -38,6 +38,7 @@ def documents(
     status: int = 200,
     keys: tuple[str, ...] = ("bearer",),
     parameters: tuple[Mapping[str, Any], ...] = (),
+    also: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Return keyword arguments for a route's decorator. Any: FastAPI's own.
 
@@ -49,6 +50,7 @@ def documents(
         errors: the dialect's error body, for every status of 400 and more.
         keys: names in `SCHEMES` of the ways to send a key, any one of them; () for a route that asks for none.
         parameters: of the query and headers, that the route's signature does not show; OpenAPI parameter objects.
+        also: further statuses of good answers, with what they mean.
     """
     extra: dict[str, Any] = {"security": [{name: []} for name in keys]}
     if body is not None:
@@ -66,6 +68,7 @@ def documents(
                 "description": "Answer",
                 "content": {answer_media: {"schema": schema_of(answer, "serialization")}},
             },
+            **{other: {"description": meaning} for other, meaning in (also or {}).items()},
             "4XX": wrong,
             "5XX": wrong,
         },
