@@ -57,8 +57,11 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-async def parse_object(body: bytes) -> dict[str, Any]:
+async def parse_object(body: bytes, *, strict: bool = True) -> dict[str, Any]:
     """Return the JSON object in `body`. Any: the dialect's wire model checks the values.
+
+    Args:
+        strict: False takes texts with line ends in them, which JSON does not have and shells write.
 
     Raises:
         InvalidRequest: not UTF-8, not JSON, not an object, or a value that cannot be processed faithfully.
@@ -66,16 +69,16 @@ async def parse_object(body: bytes) -> dict[str, Any]:
     # Brackets in texts count too: no prompt holds so many, and telling them apart would be parsing.
     if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
         raise InvalidRequest(f"The request body has more than {_MOST_CONTAINERS} objects and lists.")
-    return _parse(body) if len(body) <= _BRIEF else await run_in_threadpool(_parse, body)
+    return _parse(body, strict) if len(body) <= _BRIEF else await run_in_threadpool(_parse, body, strict)
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def _parse(body: bytes, strict: bool) -> dict[str, Any]:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as err:
         raise InvalidRequest(f"The request body is not UTF-8 text (byte {err.start}).") from None
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(text, strict=strict, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as err:
         raise InvalidRequest(f"The request body is not valid JSON: {err.msg} (line {err.lineno}).") from None
     except RecursionError:

@@ -36,10 +36,11 @@ def digest(shared: Services, owner: str, request: VideoRequest, *, is_seeded: bo
         is_exact: True when a video from a shared pipeline call will not do.
     """
     entry = shared.catalogue[request.model]
+    entries = [entry, shared.catalogue[entry.i2v]] if request.images and entry.i2v else [entry]
     parts: dict[str, object] = {
         "owner": owner,
-        "request": request.to_dict() | ({} if is_seeded else {"seed": None}),
-        "model": [entry.family, entry.checkpoint, entry.revision, entry.dtype],
+        "request": request.to_dict() | ({} if is_seeded else {"seed": None}),  # pictures stand there by their content
+        "model": [[entry.family, entry.checkpoint, entry.revision, entry.dtype] for entry in entries],
     }
     if is_exact:
         parts["exact"] = True

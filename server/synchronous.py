@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ import structlog
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from polyreel.errors import GenerationFailed, QueueUnavailable, StillRunning
+from polyreel.errors import GenerationFailed, InvalidRequest, QueueUnavailable, StillRunning
 from polyreel.job import JobStatus, VideoJob
 from polyreel.records import WORKER_PREFIX, StoredJob
 from server.gate import budget
@@ -106,6 +107,25 @@ async def wait_for_video(
     if stored.job.status is not JobStatus.SUCCEEDED:
         raise JobFailed(stored.job)
     return stored
+
+
+def asked_wait_s(request: Request, header: str, most_s: float) -> float:
+    """Return how long a client asks to be held in a header, seconds: `most_s` at most, and where it does not ask.
+
+    Raises:
+        InvalidRequest: not a number of seconds.
+    """
+    asked = request.headers.get(header)
+    if asked is None:
+        return most_s
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        # What came is not repeated: a header may hold anything, a key that stands in the wrong one too.
+        raise InvalidRequest(f"{header} must be a number of seconds, 0 or more", header)
+    return min(seconds, most_s)
 
 
 async def _client_left(waiter: Waiter, cancel: bool) -> None:

@@ -6,6 +6,8 @@ wire     the body, as it is sent
 neutral  the `VideoRequest` that it means; a seed of null stands for a drawn one
 answer   what the vendor's answer to the finished job holds (other keys may be there too)
 error    instead of the last two: the message of the refusal
+
+Files under `errors/` are whole calls and whole answers, see `Refusal`.
 """
 
 from __future__ import annotations
@@ -42,6 +44,38 @@ def golden(dialect: str, *, refused: bool = False) -> list[Row]:
     rows = [Row(**json.loads(file.read_text())) for file in sorted((_ROOT / dialect).glob("*.json"))]
     assert rows, f"no golden files for {dialect}"
     return [row for row in rows if bool(row.error) is refused]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One golden file of a documented error; Any: JSON.
+
+    `{key}` stands for the API key in headers, `{job_id}` for the job's id in the answer.
+
+    Args:
+        given: what is so at the server, in words that the dialect's tests know; "" for nothing special.
+        wire: `method`, `path`, `headers` (null leaves one out) and `body` (JSON) or `content` (text).
+        status, headers: of the answer; other headers may be there too.
+        answer: its whole body.
+    """
+
+    name: str
+    source: str
+    wire: dict[str, Any]
+    status: int
+    answer: dict[str, Any]
+    given: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.name}"
+
+
+def refusals(dialect: str) -> list[Refusal]:
+    """Return a dialect's documented errors."""
+    rows = [Refusal(**json.loads(file.read_text())) for file in sorted((_ROOT / dialect / "errors").glob("*.json"))]
+    assert rows, f"no golden errors for {dialect}"
+    return rows
 
 
 def without_drawn_seed(request: VideoRequest, neutral: dict[str, Any]) -> VideoRequest:
