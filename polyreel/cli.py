@@ -180,6 +180,23 @@ def bench_batch(
     _become("bench batch", [*flags, "--", model])
 
 
+@app.command()
+def conformance(
+    base_url: Annotated[str, typer.Option(help="Of the server to check, ours or a vendor's, without an API's path.")],
+    key: Annotated[str, typer.Option(envvar="CONFORMANCE_KEY", help="A valid API key.")],
+    dialect: Annotated[
+        list[str] | None, typer.Option(help="API to check, may come several times; default: all.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask for, by the API's own name for it.")] = None,
+    wait_s: Annotated[float | None, typer.Option(help="How long one video may take (default 280).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All findings as JSON.")] = False,
+) -> None:
+    """Check a server against the contracts of the APIs; makes a small video or two in each."""
+    os.environ["CONFORMANCE_KEY"] = key  # not as an argument, which everybody on this machine could read
+    flags = _flags(base_url=base_url, dialect=dialect, model=model, wait_s=wait_s)
+    _become("conformance", [*flags, *(["--json"] if as_json else [])])
+
+
 @config_app.command("show")
 def config_show(
     config: ConfigOption = None,

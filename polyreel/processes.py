@@ -19,6 +19,7 @@ PROCESS_MODULES = {
     "models": "workers.show_models",
     "pull": "workers.pull",
     "bench batch": "workers.bench_batch",
+    "conformance": "server.conformance",
 }
 
 
