@@ -23,6 +23,9 @@ T = TypeVar("T")
 #: Addresses of one name that are tried at most.
 _MOST_TRIED = 4
 
+#: Longest time to connect to one address, seconds: what takes longer is not there.
+CONNECT_S = 5.0
+
 #: Bytes that are written before the clock is looked at again.
 _SLICE = 16 * 1024
 
@@ -68,7 +71,7 @@ class Guard(httpcore2.NetworkBackend):
         while untried:
             address = untried.pop(0)
             # Each gets its share: the first, of an IPv6 network without a way out, would take all the time.
-            share_s = _left_s(self._ends_at) / (len(untried) + 1)
+            share_s = min(CONNECT_S, _left_s(self._ends_at) / (len(untried) + 1))
             try:
                 return Timed(self._inner.connect_tcp(str(address), port, timeout=share_s), self._ends_at)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):

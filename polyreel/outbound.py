@@ -26,7 +26,7 @@ import structlog
 
 import polyreel
 from polyreel.addresses import Address, AllowList, literal, why_not_public
-from polyreel.connections import Guard, NoAddress
+from polyreel.connections import CONNECT_S, Guard, NoAddress
 from polyreel.errors import OutboundFailed, UnsafeAddress
 from polyreel.targets import PORTS, Target, take_apart
 
@@ -195,6 +195,8 @@ class Outbound:
         except NoAddress as err:
             # In the words for a name that leads inside: who asks is not to learn which of these exist.
             raise OutboundFailed(_not_public(field).message) from err
+        except httpcore2.ConnectTimeout as err:
+            raise OutboundFailed(f"{field} could not be reached within {min(total_s, CONNECT_S):g} s") from err
         except httpcore2.TimeoutException as err:
             raise OutboundFailed(f"{field} did not answer within {total_s:g} s") from err
         except httpcore2.ProtocolError as err:

@@ -11,17 +11,20 @@ from contextlib import ExitStack
 from dataclasses import replace
 from email.utils import formatdate
 from itertools import pairwise
+from typing import NoReturn
 
+import httpcore2
 import pytest
 import redis
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from polyreel.errors import OutboundFailed
 from polyreel.job import JobStatus, Output
 from polyreel.outbound import Outbound
 from polyreel.queue import Queue
 from polyreel.settings import Settings
 from polyreel.signing import load_signer, message_id
-from polyreel.webhooks import SCHEDULE_S, Deliveries, Schedule, Webhooks
+from polyreel.webhooks import ATTEMPT_S, SCHEDULE_S, Deliveries, Schedule, Webhooks
 from server.courier import courier as module
 from server.courier.courier import Courier, Sender
 from server.courier.messages import Messages
@@ -195,6 +198,20 @@ def test_a_receiver_that_is_not_there_is_tried_again(queue: Queue, make_courier:
     job_id = ended(queue, url)
     deliver(make_courier())
     assert queue.webhooks.deliveries(job_id).log[0].error == "webhook could not be reached, or hung up"
+
+
+def test_a_receiver_that_cannot_be_reached_is_given_five_of_the_fifteen_seconds() -> None:
+    given_s: list[float | None] = []
+
+    class Silent(httpcore2.NetworkBackend):
+        def connect_tcp(self, host: str, port: int, timeout: float | None = None, **_more: object) -> NoReturn:
+            given_s.append(timeout)
+            raise httpcore2.ConnectTimeout
+
+    outbound = Outbound(backend=Silent(), resolver=lambda _host, _port: ["93.184.215.14"])
+    with pytest.raises(OutboundFailed, match=r"^webhook could not be reached within 5 s$"):
+        outbound.post("https://silent.example/", b"{}", {}, ATTEMPT_S, 1, field="webhook")
+    assert (ATTEMPT_S, given_s) == (15.0, [5.0])
 
 
 def test_an_address_that_is_not_allowed_is_never_called(queue: Queue, make_courier: Callable[..., Courier]) -> None:
