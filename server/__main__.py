@@ -12,6 +12,9 @@ from polyreel.errors import ConfigurationError, QueueUnavailable
 from polyreel.processes import start_as
 
 if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
     from polyreel.settings import Settings
 
 #: After SIGTERM, how long answers in progress may take, seconds. Without a limit one open stream holds it forever.
@@ -53,15 +56,7 @@ def _serve(options: argparse.Namespace) -> int:
     keys, new_key = load_keys(settings, lambda: _has_stored_key(settings))
     app = create_app(settings, keys)
     print(greeting(settings, listener.getsockname()[1], new_key), flush=True)  # noqa: T201
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_GRACE_S,
-        server_header=False,
-        lifespan="on",
-        forwarded_allow_ips=list(settings.trusted_proxies),  # uvicorn by itself believes whoever connects from loopback
-    )
+    config = configured(app, settings)
 
     class Server(uvicorn.Server):
         """Tells who waits for a video before it waits for their answers; the app's own shutdown comes after these."""
@@ -72,6 +67,21 @@ def _serve(options: argparse.Namespace) -> int:
 
     Server(config).run(sockets=[listener])
     return 0
+
+
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Return how the app is served."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        server_header=False,
+        lifespan="on",
+        forwarded_allow_ips=list(settings.trusted_proxies),  # uvicorn by itself believes whoever connects from loopback
+    )
 
 
 def _has_stored_key(settings: Settings) -> bool:

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx2
 import pytest
 import structlog
 
+from polyreel.errors import ConfigurationError
 from polyreel.logs import configure_logs
+from polyreel.settings import Settings, load_settings
 from polyreel.storage.local import LocalStorage
+from server.__main__ import configured
 from server.dialects import Dialect, dialects
 from server.edge import request_id
 from tests.conftest import KEY, Api
@@ -287,6 +291,39 @@ async def test_a_header_that_would_end_its_line_reaches_no_answer(api: Api, dial
         assert answer.status_code in (400, 401, 403)
         assert "set-cookie" not in answer.headers
         assert [name for name, value in answer.headers.items() if not value.isprintable()] == []
+
+
+@pytest.mark.parametrize(
+    ("trusted", "sender", "believed"),
+    [
+        ((), "127.0.0.1", False),
+        (("10.0.0.2",), "127.0.0.1", False),
+        (("10.0.0.2",), "10.0.0.3", False),
+        (("10.0.0.2",), "10.0.0.2", True),
+        (("10.0.0.0/8",), "10.9.9.9", True),
+    ],
+)
+async def test_a_forwarded_scheme_is_believed_of_the_proxies_that_are_named(
+    api: Api, settings: Settings, trusted: tuple[str, ...], sender: str, believed: bool
+) -> None:
+    served = configured(api.app, settings.model_copy(update={"trusted_proxies": trusted}))
+    served.load()
+    transport = httpx2.ASGITransport(app=served.loaded_app, client=(sender, 40_000))  # type: ignore[arg-type]
+    async with httpx2.AsyncClient(transport=transport, base_url="http://video.example") as http:
+        answer = await http.post(
+            "/api/v6/video/text2video",
+            headers={"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example", "X-Forwarded-Port": "9"},
+            json={"key": KEY, "prompt": "x", "instant_response": True},
+        )
+    scheme = "https" if believed else "http"
+    assert answer.json()["future_links"][0].startswith(f"{scheme}://video.example/files/")
+
+
+@pytest.mark.parametrize("entry", ["*", "proxy.internal", "10.0.0.1/8", "127.1"])
+def test_a_wrong_entry_of_the_trusted_proxies_stops_the_start(entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYREEL_TRUSTED_PROXIES", f"10.0.0.2,{entry}")
+    with pytest.raises(ConfigurationError, match=rf"^trusted_proxies: {re.escape(entry)}: write an address or a net"):
+        load_settings()
 
 
 def test_no_dialect_serves_a_page_that_a_browser_would_run() -> None:
