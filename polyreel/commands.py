@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
@@ -84,6 +85,7 @@ class Commands:
     """
 
     def __init__(self, client: redis.Redis) -> None:
+        self._client = client
         self._give = script(client, "command")
 
     def give(self, action: Action, model: str, worker: str = "") -> Given:
@@ -105,11 +107,20 @@ class Commands:
         terms = asdict(command) | {"worker": worker, "for_s": EXPIRES_S, "command": json.dumps(asdict(command))}
         return Given(command.id, tuple(str(name) for name in self._give(args=arguments(terms))))
 
+    def pins(self) -> dict[str, bool]:
+        """Return whether a model stays loaded, for those of which somebody said so."""
+        return {str(model): value == "1" for model, value in self._client.hgetall(PINNED).items()}
+
 
 def parse_orders(said: object) -> Orders:
-    """Read the answer to a heartbeat: pairs of `PINNED`, then the commands."""
-    if not isinstance(said, list) or len(said) != 2:  # of a script of an older version
+    """Read the answer to a heartbeat: pairs of `PINNED`, then the commands; what a newer version means is left out."""
+    if not isinstance(said, list) or len(said) != 2:
         return Orders()
-    pairs, commands = said
-    pins = {str(model): value == "1" for model, value in zip(pairs[::2], pairs[1::2], strict=True)}
-    return Orders(tuple(Command(**json.loads(text)) for text in commands), pins)
+    pairs, texts = said
+    commands = []
+    for text in texts:
+        with suppress(TypeError, ValueError):
+            commands.append(Command(**json.loads(text)))
+    return Orders(
+        tuple(commands), {str(model): value == "1" for model, value in zip(pairs[::2], pairs[1::2], strict=True)}
+    )

@@ -50,6 +50,7 @@ def _work(options: argparse.Namespace) -> int:
 
     from redis import RedisError
 
+    from polyreel.commands import Commands, Orders
     from polyreel.leases import Wishes
     from polyreel.logs import configure_logs
     from polyreel.previews import Previews
@@ -59,6 +60,7 @@ def _work(options: argparse.Namespace) -> int:
     from workers.batch_sizes import BatchSizes, device_name
     from workers.keeping import Keeping, setup_for
     from workers.memory import device_memory
+    from workers.model_orders import ModelOrders
     from workers.offer import Offer
     from workers.residency import Residency
     from workers.runner import JobRunner
@@ -111,7 +113,9 @@ def _work(options: argparse.Namespace) -> int:
             "memory_bytes": memory[1] if memory else None,
             "models": [] if worker.is_draining else offer.served(),
             "loaded": residency.loaded,
-            "loading": runner.loading,
+            "pinned": sorted(residency.pinned),
+            "commands": orders.states(),
+            "loading": runner.loading or orders.loading,
             "capacity": settings.resident_models,
             "held_s": round(runner.held_s, 3),
             "unavailable": attempts.unavailable,
@@ -141,6 +145,8 @@ def _work(options: argparse.Namespace) -> int:
         previews=Previews(reports.client) if settings.previews else None,
     )
     attempts = runner.attempts
+    orders = ModelOrders(attempts, keeping.refresh)
+    keeping.on_orders = orders.hear
     swap_s: dict[str, float] = {}
 
     offer = Offer(
@@ -152,6 +158,10 @@ def _work(options: argparse.Namespace) -> int:
     )
 
     def claim() -> list[Claim]:
+        orders.carry_out()
+        if attempts.fitness.unfit:
+            end()
+            return []
         wishes = Wishes(offer.wanted(), residency.loaded, runner.held_s, swap_s, batch_sizes.limits())
         return runner.claim(wishes)
 
@@ -160,8 +170,11 @@ def _work(options: argparse.Namespace) -> int:
         with suppress(RedisError):  # the old figures serve as well
             swap_s.update(queue.leases.swap_seconds())
         if attempts.fitness.unfit:
-            log.critical("worker ends", reason=attempts.fitness.unfit)
-            worker.end_after_this_job()
+            end()
+
+    def end() -> None:
+        log.critical("worker ends", reason=attempts.fitness.unfit)
+        worker.end_after_this_job()
 
     wait_for_queue(reports.client)
     worker = make_worker(
@@ -185,7 +198,10 @@ def _work(options: argparse.Namespace) -> int:
     keeping.start()  # before a model is loaded, which may take minutes: it also looks after what the dead left behind
     sweeper = Sweeper(storage, settings.retention_s, scratch, reports.client)
     try:
+        with suppress(RedisError):  # the keeper hears of them too, a moment later
+            orders.hear(Orders(pins=Commands(reports.client).pins()))
         attempts.unavailable |= {model: trouble for model, trouble in residency.load_pinned().items() if trouble}
+        orders.carry_out()
         keeping.refresh()
         sweeper.start()
         log.info("worker ready", device=device, models=offer.served())

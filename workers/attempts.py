@@ -16,6 +16,7 @@ import structlog
 from models import OnProgress, PreparedRequest, Snapshots, Video
 from models.loaded import LoadedModel
 from polyreel.batching import job_pixels
+from polyreel.entries import Placement
 from polyreel.errors import Cancelled, CheckpointUnavailable, OutOfMemory
 from workers.batch_sizes import BatchSizes
 from workers.failures import as_out_of_memory, is_device_error, is_device_lost, is_models_own, is_timeout
@@ -201,7 +202,7 @@ class Attempts:
     ) -> list[Made]:
         name = batch[0].request.model
         with timed(timings, "load"):
-            model = self._load(name, ladder)
+            model = self.load(name, ladder.placement)
         ladder.stands_on(model.placement)
         whole.loaded()
         batch = batch[: self._fitting(batch)]
@@ -226,9 +227,10 @@ class Attempts:
             self.batch_sizes.remember_split(name, pixels, fitting)
         return fitting
 
-    def _load(self, name: str, ladder: Ladder) -> LoadedModel:
+    def load(self, name: str, placement: Placement | None = None) -> LoadedModel:
+        """Return a model in memory, and remember whether it loads; as `Residency.get`."""
         try:
-            model = self.residency.get(name, ladder.placement)
+            model = self.residency.get(name, placement)
         except CheckpointUnavailable as err:
             if is_models_own(err):
                 self.unavailable = {**self.unavailable, name: err.message}
@@ -238,7 +240,7 @@ class Attempts:
 
     def _others(self, name: str) -> list[str]:
         """Return the other models in memory that may go."""
-        return [o for o in self.residency.loaded if o != name and not self.residency.catalogue[o].pinned]
+        return [o for o in self.residency.loaded if o != name and o not in self.residency.pinned]
 
     def recover(self, name: str, err: BaseException) -> None:
         """Clear memory after a job of model `name` failed with `err`; find out whether the next job can run.

@@ -6,7 +6,8 @@ other workers that have died; it ends its own worker when a job is over its time
 the worker dies, it gives its jobs back at once.
 
 It reads lines of JSON from the worker (`State`), and writes one when jobs are lost: `{"lost": [[job id, fence], ...]}`,
-and every quarter of a lease `{"alive": true}`: a worker whose keeper is silent takes no work, and starts another one.
+one when administrators say something new about its models: `{"orders": {...}}` (`polyreel.commands.Orders`), and every
+quarter of a lease `{"alive": true}`: a worker whose keeper is silent takes no work, and starts another one.
 The end of its input is the end of the worker.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import structlog
 
+from polyreel.commands import Orders
 from polyreel.job import TIMEOUT_MESSAGE, JobStatus
 from polyreel.leases import Claim, Leases
 from polyreel.logs import configure_logs
@@ -102,15 +104,23 @@ class Keeper:
     Args:
         setup: whose.
         tell: called with the claims that the worker has lost.
+        order: called with what it is told about its models, when that has changed.
     """
 
-    def __init__(self, setup: Setup, tell: Callable[[list[Claim]], None]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        tell: Callable[[list[Claim]], None],
+        order: Callable[[Orders], None] = lambda orders: None,
+    ) -> None:
         client = connect(setup.url, patient=False)
         self.setup = setup
         self.leases = Leases(client, retention_s=setup.retention_s, lease_s=setup.lease_s)
         self.records = Records(client, setup.retention_s, setup.lease_s)
         self.state = State()
         self._tell = tell
+        self._order = order
+        self._orders = Orders()
         self._lost: set[Claim] = set()
         self._deadlines: dict[Claim, float] = {}
         every = self.leases.renew_s
@@ -159,7 +169,10 @@ class Keeper:
     # Each returns whether Redis was asked.
 
     def _beat(self) -> bool:
-        self.leases.beat(self.setup.worker, self.state.about)
+        orders = self.leases.beat(self.setup.worker, self.state.about)
+        if orders != self._orders:
+            self._orders = orders
+            self._order(orders)
         return True
 
     def _renew(self) -> bool:
@@ -265,7 +278,11 @@ def main() -> int:
             sys.stdout.buffer.write(json.dumps(said).encode() + b"\n")
             sys.stdout.buffer.flush()
 
-    keeper = Keeper(setup, lambda lost: say({"lost": [(claim.job_id, claim.fence) for claim in lost]}))
+    keeper = Keeper(
+        setup,
+        lambda lost: say({"lost": [(claim.job_id, claim.fence) for claim in lost]}),
+        lambda orders: say({"orders": asdict(orders)}),
+    )
     speak_at = 0.0
     while os.getppid() == setup.parent:
         for line in lines:

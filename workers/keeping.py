@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import structlog
 
+from polyreel.commands import Command, Orders
 from polyreel.leases import Claim
 from polyreel.processes import command
 from workers.keeper import OVERTIME_S, Setup, State
@@ -45,11 +46,13 @@ class Keeping:
         lost: claims that this worker had and has no more: the job was cancelled, or is somebody else's. Replaced as a
             whole, never changed, because other threads read it.
         on_alone: called in a thread when no keeper has said anything for a minute of starting them.
+        on_orders: called in a thread with what administrators say, whenever that changes, and by each new keeper.
     """
 
     def __init__(self, setup: Setup, about: Callable[[], dict[str, Any]]) -> None:
         self.lost: frozenset[Claim] = frozenset()
         self.on_alone: Callable[[], None] = lambda: None
+        self.on_orders: Callable[[Orders], None] = lambda orders: None
         self._quiet = 0
         self._heard_at = 0.0
         self._listen_s = max(setup.lease_s, _LEAST_SILENCE_S) / 4
@@ -202,11 +205,14 @@ class Keeping:
         try:
             said = json.loads(line)
             lost = {Claim(job_id, fence) for job_id, fence in said.get("lost", ())}
-        except (ValueError, AttributeError):  # cut off by its end; the next one finds out the same
+            orders = _orders(said["orders"]) if "orders" in said else None
+        except (ValueError, AttributeError, KeyError, TypeError):  # cut off by its end; the next one finds out the same
             return False
         with self._lock:
             self.lost = self.lost | (lost & set(self._claims.values()))
         self._quiet, self._heard_at = 0, time.monotonic()
+        if orders is not None:
+            self.on_orders(orders)
         return True
 
     def _start_again(self, since: float) -> None:
@@ -228,6 +234,10 @@ class Keeping:
                         log.error("keeper does not start", reason=str(err))
                     is_told = True
             self._note_silence()
+
+
+def _orders(said: dict[str, Any]) -> Orders:
+    return Orders(tuple(Command(**command) for command in said["commands"]), said["pins"])
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

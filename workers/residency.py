@@ -32,6 +32,10 @@ class Residency:
         lora_bytes: of LoRAs that stay loaded beside one pipeline; None for the models' own default.
         device_memory: how much memory there is.
 
+    Attributes:
+        pinned: the models that stay loaded; replaced as a whole, never changed, because the heartbeat reads it from its
+            thread.
+
     Raises:
         ConfigurationError: an entry names a family that does not exist, or the pinned ones leave no room for others.
     """
@@ -61,13 +65,8 @@ class Residency:
                     f"models.{name}.family: {entry.family!r} is not a family.{did_you_mean(entry.family, families())} "
                     f"Families: {', '.join(families())}."
                 )
-        pinned = [name for name, entry in catalogue.models.items() if entry.pinned]
-        room = capacity if len(pinned) == len(catalogue.models) else capacity - 1
-        if len(pinned) > room:
-            raise ConfigurationError(
-                f"resident_models: {capacity} is too few for the pinned models {', '.join(pinned)}"
-                f"{' and one more' if room < capacity else ''}; set it to {len(pinned) + capacity - room} or pin fewer."
-            )
+        self.pinned: frozenset[str] = frozenset()
+        self._pin(frozenset(name for name, entry in catalogue.models.items() if entry.pinned))
 
     @property
     def device(self) -> str:
@@ -113,6 +112,29 @@ class Residency:
     def _checkpoint(self, name: str) -> Checkpoint:
         return checkpoint_of(self.catalogue[name], self.checkpoints)
 
+    def pin(self, model: str) -> None:
+        """Let a catalogue entry stay loaded from its next load on.
+
+        Raises:
+            ConfigurationError: then no other model could be loaded.
+        """
+        self._pin(self.pinned | {model})
+
+    def unpin(self, model: str) -> None:
+        """Let a catalogue entry go when others must have its place."""
+        self.pinned = self.pinned - {model}
+
+    def _pin(self, pinned: frozenset[str]) -> None:
+        room = self.capacity if len(pinned) == len(self.catalogue.models) else self.capacity - 1
+        if len(pinned) > room:
+            names = [name for name in self.catalogue.models if name in pinned]
+            raise ConfigurationError(
+                f"resident_models: {self.capacity} is too few for the pinned models {', '.join(names)}"
+                f"{' and one more' if room < self.capacity else ''}; "
+                f"set it to {len(pinned) + self.capacity - room} or pin fewer."
+            )
+        self.pinned = pinned
+
     def load_pinned(self) -> dict[str, str]:
         """Load the entries that stay loaded.
 
@@ -120,8 +142,8 @@ class Residency:
             Catalogue name to the reason, for those that did not load.
         """
         failed = {}
-        for name, entry in self.catalogue.models.items():
-            if entry.pinned:
+        for name in self.catalogue.models:
+            if name in self.pinned:
                 try:
                     self.get(name)
                 except Exception as err:  # as in `prepare`
@@ -245,7 +267,7 @@ class Residency:
         return memory[0] if memory else None
 
     def _because_pinned(self) -> str:
-        names = [name for name in self._loaded if self.catalogue[name].pinned]
+        names = [name for name in self._loaded if name in self.pinned]
         return f" Pinned models stay loaded: {', '.join(names)}; pin fewer." if names else ""
 
     def _device_bytes(self, name: str) -> int:
@@ -255,4 +277,4 @@ class Residency:
 
     def _evictable(self) -> list[str]:
         """Return the loaded models that may go, the least recently used first."""
-        return [name for name in self._loaded if not self.catalogue[name].pinned]
+        return [name for name in self._loaded if name not in self.pinned]

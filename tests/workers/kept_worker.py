@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import workers.keeping
@@ -29,6 +30,8 @@ def main(url: str, name: str, lease_s: float) -> None:
     queue = Queue(url, retention_s=60, max_open=100, job_timeout_s=60, lease_s=lease_s, patient=True)
     about = {"models": [MODEL], "loaded": []}
     keeping = Keeping(setup_for(url, name, retention_s=60, lease_s=lease_s, log_level="debug"), lambda: about)
+    heard: list[dict[str, Any]] = []  # Any: JSON
+    keeping.on_orders = lambda orders: heard.append(asdict(orders))
     keeping.start()
 
     def claim(most: int = 1, limit_s: float | None = None) -> list[list[object]]:
@@ -59,6 +62,7 @@ def main(url: str, name: str, lease_s: float) -> None:
         "lost": lambda: sorted([claim.job_id, claim.fence] for claim in keeping.lost),
         "hand_back": keeping.hand_back,
         "is_heard": lambda: keeping.is_heard,
+        "heard": lambda: heard,
         "stop": keeping.stop,
     }
     print("null", flush=True)  # noqa: T201

@@ -28,6 +28,7 @@ from polyreel.storage.local import LocalStorage
 from tests.core.jobs import MODEL
 from tests.families.quick import Quick
 from workers.keeping import Keeping, setup_for
+from workers.model_orders import ModelOrders
 from workers.residency import Residency
 from workers.runner import JobRunner
 from workers.worker import ModelWorker, make_worker, wait_for_queue
@@ -100,12 +101,20 @@ def main() -> None:
     catalogue = Catalogue({MODEL: ServedModel(family="quick", checkpoint=str(folder / "checkpoint"))})
     residency = Residency(catalogue, folder, "cpu", 1)
     queue = Queue(options.url, retention_s=60, max_open=100, job_timeout_s=60, patient=True)
-    keeping = Keeping(setup_for(options.url, NAME, retention_s=60, lease_s=20, log_level="info"), dict)
+
+    def about() -> dict[str, object]:
+        return {"loaded": residency.loaded, "pinned": sorted(residency.pinned), "commands": orders.states()}
+
+    keeping = Keeping(setup_for(options.url, NAME, retention_s=60, lease_s=20, log_level="info"), about)
     storage = HeldStorage(folder / "results") if options.hold_storing else LocalStorage(folder / "results")
     reports = Records(connect(options.url, patient=False), 60)
     runner = JobRunner(queue, reports, keeping, residency, storage, folder / "scratch", NAME)
 
+    orders = ModelOrders(runner.attempts, keeping.refresh)
+    keeping.on_orders = orders.hear
+
     def claim() -> list[Claim]:
+        orders.carry_out()
         return runner.claim(Wishes([MODEL], residency.loaded))
 
     def run(claims: Sequence[Claim]) -> None:

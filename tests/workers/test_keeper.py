@@ -17,11 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
+from polyreel.commands import Commands
 from polyreel.job import TIMEOUT_MESSAGE, JobStatus, VideoJob
 from polyreel.leases import Claim
 from polyreel.queue import Queue
 from polyreel.records import StoredJob
-from tests.core.jobs import assert_all_adds_up, claim, open_queue, queued
+from tests.core.jobs import MODEL, assert_all_adds_up, claim, open_queue, queued
 from tests.core.jobs import read as read_stored
 from tests.workers.conftest import OwnValkey
 
@@ -350,3 +351,16 @@ def test_a_keeper_is_small(queue: Queue, redis_url: str, start: Callable[..., Wo
     assert keeper.memory_info().rss < 80_000_000
     assert "torch" not in Path(f"/proc/{keeper.pid}/maps").read_text()
     assert "polyreel keeper" in " ".join(keeper.cmdline())
+
+
+def test_a_busy_worker_hears_what_is_said_about_its_models_and_a_new_keeper_says_it_again(
+    queue: Queue, redis_url: str, start: Callable[..., Worker]
+) -> None:
+    _, worker, keeper = with_a_job(queue, redis_url, start)
+    given = Commands(queue.records.client).give("load", MODEL)
+    command = {"id": given.id, "action": "load", "model": MODEL}
+    until(lambda: worker.do("heard") == [{"commands": [command], "pins": {}}], "the command")
+    Commands(queue.records.client).give("pin", MODEL)
+    until(lambda: worker.do("heard")[1:] == [{"commands": [command], "pins": {MODEL: True}}], "the pin")
+    keeper.kill()
+    until(lambda: worker.do("heard")[2:] == [{"commands": [command], "pins": {MODEL: True}}], "the next keeper")
