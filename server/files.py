@@ -6,6 +6,7 @@ A link names the job's file; which attempt made it, the record says (`server.pub
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import APIRouter, Request
@@ -86,7 +87,7 @@ def file_response(request: Request, storage: Storage, key: str, expires_at: floa
     if size is None:
         raise StorageFailed("No such file.")
     if isinstance(storage, LocalStorage):
-        return FileResponse(storage.path(key), media_type=_media_type(key), headers=headers)
+        return _local(request, storage.path(key), _media_type(key), headers)
     # HEAD is answered here: a bucket signs its links for GET alone.
     elsewhere = None if request.method == "HEAD" else storage.url(key, expires_at)
     if elsewhere is not None:
@@ -94,6 +95,19 @@ def file_response(request: Request, storage: Storage, key: str, expires_at: floa
     headers["Content-Length"] = str(size)
     content = iter(()) if request.method == "HEAD" else _chunks(storage.open(key))
     return StreamingResponse(content, media_type=_media_type(key), headers=headers)
+
+
+def _local(request: Request, path: Path, media_type: str, headers: dict[str, str]) -> Response:
+    """Return a file of this machine, whole or in ranges, or that the client's copy is still good (RFC 9110, 13.1)."""
+    try:
+        found = FileResponse(path, media_type=media_type, headers=headers, stat_result=path.stat())
+    except OSError:  # removed since it was looked for
+        raise StorageFailed("No such file.") from None
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
+    if "*" in known or found.headers["ETag"] in known:
+        kept = {name: found.headers[name] for name in ("ETag", "Last-Modified", "Cache-Control")}
+        return Response(status_code=304, headers=kept)
+    return found
 
 
 def _media_type(key: str) -> str:

@@ -209,6 +209,61 @@ async def test_a_range_beyond_the_file_is_refused(http: httpx2.AsyncClient, link
     assert answer.status_code == (200 if isinstance(storage, MemoryStorage) else 416)
 
 
+async def test_a_file_that_the_client_has_is_not_sent_again(
+    http: httpx2.AsyncClient, link, store, storage: Storage
+) -> None:
+    store()
+    etag = (await http.get(link())).headers.get("etag", "")
+    if isinstance(storage, MemoryStorage):
+        assert etag == ""
+        return
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        answer = await http.get(link(), headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+        assert "content-length" not in answer.headers
+    assert (await http.head(link(), headers={"If-None-Match": etag})).status_code == 304
+    for other in ('"other"', etag.strip('"'), ""):
+        assert (await http.get(link(), headers={"If-None-Match": other})).content == CONTENT
+
+
+async def test_a_download_goes_on_where_it_stopped_if_the_file_is_the_same(
+    http: httpx2.AsyncClient, link, store, storage: Storage
+) -> None:
+    store()
+    whole = await http.get(link())
+    if isinstance(storage, MemoryStorage):
+        assert "etag" not in whole.headers
+        return
+    for same in (whole.headers["etag"], whole.headers["last-modified"]):
+        rest = await http.get(link(), headers={"Range": "bytes=511990-", "If-Range": same})
+        assert (rest.status_code, rest.content) == (206, CONTENT[-10:])
+    for other in ('"other"', f"W/{whole.headers['etag']}", "Thu, 01 Jan 1970 00:00:00 GMT"):
+        again = await http.get(link(), headers={"Range": "bytes=511990-", "If-Range": other})
+        assert (again.status_code, again.content) == (200, CONTENT)
+
+
+@pytest.mark.parametrize("wanted", ["bytes=0-9", "bytes=600000-"])
+async def test_head_tells_what_a_range_would_be(
+    http: httpx2.AsyncClient, link, store, storage: Storage, wanted: str
+) -> None:
+    store()
+    answer = await http.head(link(), headers={"Range": wanted})
+    if isinstance(storage, MemoryStorage):
+        assert (answer.status_code, answer.headers["content-length"]) == (200, "512000")
+        return
+    told = {"bytes=0-9": (206, "bytes 0-9/512000"), "bytes=600000-": (416, "bytes */512000")}
+    assert (answer.status_code, answer.headers["content-range"]) == told[wanted]
+    assert answer.content == b""
+
+
+@pytest.mark.parametrize("wanted", ["bytes=", "bytes=a-b", "bytes=9-1", "lines=1-2", "bytes=" + "0-0," * 200 + "0-0"])
+async def test_a_range_that_makes_no_sense_costs_nothing(http: httpx2.AsyncClient, link, store, wanted: str) -> None:
+    store()
+    answer = await http.get(link(), headers={"Range": wanted})
+    assert answer.status_code in (200, 206, 400, 416)
+    assert len(answer.content) <= len(CONTENT)
+
+
 async def test_the_file_is_that_of_the_attempt_that_was_published(
     http: httpx2.AsyncClient, link, store, storage, tmp_path
 ) -> None:
