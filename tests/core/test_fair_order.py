@@ -350,6 +350,20 @@ def test_a_line_gets_no_credit_for_having_waited_for_its_own_jobs(queue: Queue) 
     assert owners(queue, [serve(queue)[0] for _ in range(8)]) == "aabababa"
 
 
+def test_a_line_that_had_to_wait_keeps_the_order_of_its_jobs(queue: Queue) -> None:
+    mine = [submit(queue, "alice", max_running=1) for _ in range(3)]
+    [running] = hold(queue)
+    for _ in range(20):
+        submit(queue, "bob")
+    for _ in range(10):
+        end(queue, *hold(queue))
+    end(queue, running)
+    assert serve(queue) == [mine[1]]
+    last = submit(queue, "alice", max_running=1)
+    assert [job for job in order(queue.records.client) if job in (*mine, last)] == [mine[2], last]
+    assert owners(queue, order(queue.records.client)[:4]) == "abab"
+
+
 def test_two_keys_of_an_owner_have_lines_and_numbers_of_their_own(queue: Queue) -> None:
     for _ in range(3):
         submit(queue, "alice", max_running=1, account="prk_one")

@@ -81,7 +81,19 @@ async def test_an_owners_keys_are_its_own(api: Api, dialect: Dialect) -> None:
 async def test_fifty_at_once_with_one_key_make_one_job(api: Api, dialect: Dialect) -> None:
     answers, jobs = await submit(api, dialect, times=50, Idempotency_Key="retry-1")
     assert {answer.status_code for answer in answers} <= TAKEN
+    assert len({str(what_it_names(answer)) for answer in answers}) == 1
     assert len(jobs) == 1
+
+
+@every_submit
+async def test_after_a_day_the_same_key_makes_a_new_job(api: Api, dialect: Dialect) -> None:
+    _, [first] = await submit(api, dialect, Idempotency_Key="retry-1")
+    client = api.records.client
+    [remembered] = client.keys("polyreel:idempotency:*")
+    assert 86_400 - 60 < client.ttl(remembered) <= 86_400
+    client.delete(remembered)
+    _, [second] = await submit(api, dialect, Idempotency_Key="retry-1", Cache_Control="no-cache", X_Use_Cache="false")
+    assert second.job.id != first.job.id
 
 
 @every_submit
