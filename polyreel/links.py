@@ -12,19 +12,25 @@ import time
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from polyreel.secret_files import read_or_make
+from polyreel.settings import Settings
+
 
 @dataclass(frozen=True)
 class LinkSigner:
     """Makes and checks links of the form `/files/{key}?exp={seconds}&sig={hex}`.
 
     Args:
-        secret: 32 bytes, shared by all API processes.
+        secret: signs, shared by all API processes and couriers.
+        old: secrets that signed before; their links stay good until they expire.
     """
 
     secret: bytes
+    old: tuple[bytes, ...] = ()
 
-    def _signature(self, key: str, expires_at: int) -> str:
-        return hmac.new(self.secret, f"v1\nGET\n{key}\n{expires_at}".encode(), hashlib.sha256).hexdigest()
+    def _signature(self, key: str, expires_at: int, secret: bytes | None = None) -> str:
+        text = f"v1\nGET\n{key}\n{expires_at}".encode()
+        return hmac.new(secret or self.secret, text, hashlib.sha256).hexdigest()
 
     def path(self, key: str, expires_at: float) -> str:
         """Return the path and query of a link that is good until `expires_at` (seconds since the epoch)."""
@@ -35,8 +41,16 @@ class LinkSigner:
         """Return whether a link's parts belong together and have not expired."""
         if not (exp.isascii() and exp.isdigit() and len(exp) <= 12 and sig.isascii()):
             return False
-        good = hmac.compare_digest(self._signature(key, int(exp)), sig)
+        secrets = (self.secret, *self.old)
+        good = any(hmac.compare_digest(self._signature(key, int(exp), secret), sig) for secret in secrets)
         return good and int(exp) > (time.time() if now is None else now)
+
+
+def link_signer(settings: Settings) -> LinkSigner:
+    """Return the signer of this server: with the secrets of the settings, else with one made in the state folder."""
+    given = settings.link_secret
+    secret = given.get_secret_value().encode() if given else read_or_make(settings.state_dir / "link-secret")
+    return LinkSigner(secret, tuple(old.get_secret_value().encode() for old in settings.old_link_secrets))
 
 
 def file_url(signer: LinkSigner, base_url: str, key: str, expires_at: float) -> str:

@@ -88,6 +88,7 @@ class Settings(BaseSettings):
             cookies are), nothing is none.
         host, port: where the API listens.
         link_secret: signs result links; None makes one in `state_dir` (set it where machines share a bucket).
+        old_link_secrets: those that signed before: links that clients have stay good until they expire.
         models, loras, embeddings: the catalogue.
         dialects: each dialect's own settings, by dialect name; checked by the dialect itself.
         device: torch device of the worker; "auto" is "cuda" if there is one, else "cpu".
@@ -143,6 +144,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     link_secret: SecretStr | None = None
+    old_link_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     models: dict[str, ServedModel] = {}
     loras: dict[str, Adapter] = {}
     embeddings: dict[str, Adapter] = {}
@@ -207,7 +209,15 @@ class Settings(BaseSettings):
             raise ValueError("two names share one key; every owner needs a key of its own")
         return keys
 
-    @field_validator("webhook_allow", "webhook_secrets", "admins", "trusted_proxies", "cors_origins", mode="before")
+    @field_validator(
+        "webhook_allow",
+        "old_link_secrets",
+        "webhook_secrets",
+        "admins",
+        "trusted_proxies",
+        "cors_origins",
+        mode="before",
+    )
     @classmethod
     def _split_list(cls, value: object) -> object:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value

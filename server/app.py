@@ -28,10 +28,9 @@ from polyreel.errors import (
 from polyreel.formats import formats
 from polyreel.key_store import pepper_of
 from polyreel.keys import ApiKeys
-from polyreel.links import LinkSigner
+from polyreel.links import link_signer
 from polyreel.outbound import Outbound
 from polyreel.queue import Queue
-from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings
 from polyreel.signing import load_signer
 from polyreel.storage import Storage, connect_storage
@@ -68,7 +67,6 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
             "redis_url: the API needs REDIS_URL; `polyreel up` starts an embedded queue by itself."
         )
     url = settings.redis_url.get_secret_value()
-    secret = settings.link_secret.get_secret_value().encode() if settings.link_secret else None
     gate = Gate()
     queue = Queue(
         url,
@@ -86,7 +84,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         catalogue=settings.catalogue,
         callers=Callers(keys, reader, gate, pepper_of(settings)),
         storage=storage or connect_storage(settings.storage_url),
-        signer=LinkSigner(secret or read_or_make(settings.state_dir / "link-secret")),
+        signer=link_signer(settings),
         queue=queue,
         reader=reader,
         waiters=Waiters(queue.records.client, gate, settings.retention_s),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from polyreel.links import LinkSigner, file_url
+from polyreel.links import file_url, link_signer
 from polyreel.records import StoredJob
-from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings
 from polyreel.signing import WebhookSigner, load_signer, message_id
 from server.courier.courier import Message
@@ -24,9 +23,8 @@ class Messages:
     """
 
     def __init__(self, settings: Settings) -> None:
-        secret = settings.link_secret.get_secret_value().encode() if settings.link_secret else None
         self._settings = settings
-        self._links = LinkSigner(secret or read_or_make(settings.state_dir / "link-secret"))
+        self._links = link_signer(settings)
         self._signer: WebhookSigner = load_signer(settings)
         self._dialect_settings = dialect_settings(settings, settings.catalogue)
 

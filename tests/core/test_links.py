@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from polyreel.links import LinkSigner, file_url
+from polyreel.links import LinkSigner, file_url, link_signer
+from polyreel.settings import load_settings
 
 KEY = "out/7b1e/7b1e.mp4"
 SIGNER = LinkSigner(b"0" * 32)
@@ -45,6 +47,22 @@ def test_an_altered_link_is_not_valid(key: str, exp: str, sig: str) -> None:
 
 def test_another_servers_link_is_not_valid() -> None:
     assert not LinkSigner(b"1" * 32).is_valid(KEY, EXP, SIGNATURE, now=0.0)
+
+
+def test_a_link_outlives_the_secret_that_signed_it_and_the_next_one_signs_new_links() -> None:
+    after = LinkSigner(b"1" * 32, old=(b"0" * 32,))
+    assert after.is_valid(KEY, EXP, SIGNATURE, now=0.0)
+    assert not after.is_valid(KEY, "2000000001", SIGNATURE, now=0.0)
+    assert after.path(KEY, 2000000000) == LinkSigner(b"1" * 32).path(KEY, 2000000000)
+    assert SIGNATURE not in after.path(KEY, 2000000000)
+
+
+def test_the_secrets_come_from_the_settings_or_are_made_once(tmp_path: Path) -> None:
+    given = load_settings(state_dir=tmp_path, link_secret="of today, 16 or more", old_link_secrets="of yesterday, b")
+    assert link_signer(given.settings) == LinkSigner(b"of today, 16 or more", (b"of yesterday", b"b"))
+    made = load_settings(state_dir=tmp_path).settings
+    assert link_signer(made) == link_signer(made)
+    assert len(link_signer(made).secret) == 32
 
 
 @pytest.mark.parametrize(("now", "valid"), [(1999999999.999, True), (2000000000.0, False), (2000000001.0, False)])
