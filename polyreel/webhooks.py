@@ -5,6 +5,7 @@
     polyreel:webhooks:leases        sorted set of "id receiver" by the deadline of the courier that delivers it
     polyreel:webhooks:proven        sorted set of receivers by when they last took one, while none failed since
     polyreel:webhooks:couriers      sorted set of couriers by when they last came for work
+    polyreel:webhooks:taken:{c}     hash, what a courier took last, for when the reply is lost
     polyreel:webhook:{id}           hash: state, attempts (all), tries (since it was last asked for), next_at
     polyreel:webhook:log:{id}       list of the last attempts, JSON
 
@@ -19,6 +20,7 @@ All times are of Redis' clock. This module knows no HTTP; `server.courier` deliv
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -150,7 +152,7 @@ class Webhooks:
         self._redeliver = script(self.client, "deliveries_redeliver")
 
     def take(self, courier: str, hands: Hands) -> list[Taken]:
-        """Take deliveries that are due; also says that this courier lives.
+        """Take deliveries that are due; also says that this courier lives. A lost reply costs nothing.
 
         Returns:
             Never more than `PER_RECEIVER` of one receiver, those that other couriers have included. A delivery whose
@@ -158,6 +160,7 @@ class Webhooks:
         """
         terms = {
             "courier": courier,
+            "call": uuid.uuid4().hex,
             "courier_s": COURIER_TTL_S,
             "free": hands.free,
             "free_unproven": hands.free_unproven,

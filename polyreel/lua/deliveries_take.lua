@@ -2,8 +2,15 @@
 local terms = cjson.decode(ARGV[1])
 local t, taken = now(), {}
 local leases, proven = 'polyreel:webhooks:leases', 'polyreel:webhooks:proven'
-redis.call('ZADD', 'polyreel:webhooks:couriers', seconds(t), terms.courier)
-redis.call('EXPIRE', 'polyreel:webhooks:couriers', terms.courier_s)
+local couriers, mine = 'polyreel:webhooks:couriers', 'polyreel:webhooks:taken:' .. terms.courier
+local last = redis.call('HMGET', mine, 'call', 'taken')
+if last[1] == terms.call then return cjson.decode(last[2]) end -- the reply was lost, and the courier asks again
+
+-- Not at every call: one that changes nothing costs the disk nothing.
+if tonumber(redis.call('ZSCORE', couriers, terms.courier) or '0') < t - terms.courier_s / 3 then
+  redis.call('ZADD', couriers, seconds(t), terms.courier)
+  redis.call('EXPIRE', couriers, terms.courier_s)
+end
 
 -- 1. What a courier had that has died waits again: first of its line, as it came first.
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. seconds(t))) do
@@ -56,5 +63,9 @@ for _, receiver in ipairs(redis.call('ZRANGEBYSCORE', 'polyreel:webhooks', '-inf
     end
   end
   settle_receiver(receiver)
+end
+if taken[1] then
+  redis.call('HSET', mine, 'call', terms.call, 'taken', cjson.encode(taken))
+  redis.call('EXPIRE', mine, 60)
 end
 return taken

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import redis
 
+from polyreel.broker import EmbeddedBroker
 from polyreel.errors import NotDeliverable, UnknownJob
 from polyreel.job import MAX_ATTEMPTS, JobStatus
 from polyreel.queue import Queue
 from polyreel.webhooks import SCHEDULE_S, Attempt, Hands, Schedule, Taken, Webhooks
-from tests.core.jobs import claim, open_queue, queued, reap, redis_time, run_out
+from tests.core.jobs import LosesReplies, claim, losing_replies, open_queue, queued, reap, redis_time, run_out
 
 URL = "https://hooks.example/polyreel"
 MANY = Hands(100, 100)
@@ -292,13 +293,27 @@ def test_what_there_is_not_cannot_be_delivered_again(queue: Queue, webhooks: Web
         webhooks.redeliver(submit(queue))
 
 
-def test_a_take_whose_reply_was_lost_is_delivered_after_the_lease(queue: Queue, webhooks: Webhooks) -> None:
-    """Nobody knows who has it then, as if the courier had died."""
+def test_lost_replies_change_nothing(queue: Queue, broker: EmbeddedBroker) -> None:
     job_id = ended(queue)
-    take(webhooks)  # lost
-    assert take(webhooks) == []
-    kill_courier(queue.records.client)
-    assert take_one(webhooks).job_id == job_id
+    with losing_replies(broker.url) as losing:
+        webhooks = Webhooks(losing.records.client)
+        assert take(webhooks, Hands(0, 0)) == []  # loads the script
+        LosesReplies.to_lose = 1
+        assert take(webhooks) == [Taken(job_id, 1, 1, "hooks.example", False)]
+        LosesReplies.to_lose = 1
+        assert webhooks.note(Taken(job_id, 1, 1, "hooks.example", False), Attempt(1, 500, "", 1), "retry", 300.0)
+    assert queue.webhooks.deliveries(job_id).attempts == 1
+    assert len(queue.webhooks.deliveries(job_id).log) == 1
+    assert counts(queue.records.client) == {"webhooks_retried": 1}
+
+
+def test_a_courier_that_finds_nothing_writes_nothing(queue: Queue, webhooks: Webhooks) -> None:
+    """Each write is flushed to disk, and it looks four times a second."""
+    take(webhooks)
+    before = queue.records.client.info("persistence")["rdb_changes_since_last_save"]
+    for _ in range(5):
+        take(webhooks)
+    assert queue.records.client.info("persistence")["rdb_changes_since_last_save"] == before
 
 
 def test_a_courier_that_comes_for_work_is_seen(queue: Queue, webhooks: Webhooks) -> None:
