@@ -107,6 +107,21 @@ def save_openai(client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
     ]
 
 
+def save_native(client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
+    """Polyreel's own clients follow the job's events to its end, and fetch its file by the link."""
+    job: dict[str, Any] = {}
+    with client.stream("GET", f"{answer.headers['location']}/events", headers=BEARER) as events:
+        event = ""
+        for line in events.raise_for_status().iter_lines():
+            name, _, value = line.partition(": ")
+            event = value if name == "event" else event
+            if name == "data" and event == "end":
+                job = json.loads(value)
+    if job.get("status") != "succeeded":
+        raise SystemExit(f"native: {job}")
+    return [_write("native.webm", client.get(job["outputs"][0]["url"]).raise_for_status().content)]
+
+
 BEARER = {"Authorization": f"Bearer {KEY}"}
 
 CLIPS = (
@@ -186,6 +201,22 @@ CLIPS = (
         {"model": "sora-2", "prompt": "A calico cat playing a piano on stage", "seconds": "1", "size": "256x256"},
         save_openai,
     ),
+    Clip(
+        "Polyreel's own API",
+        "followed by its events to the end",
+        "/polyreel/v1/jobs",
+        BEARER,
+        {
+            "model": "ltx",
+            "prompt": "Waves roll onto a beach at dawn",
+            "num_frames": 17,
+            "height": 256,
+            "width": 384,
+            "num_inference_steps": 8,
+            "outputs": [{"format": "webm"}],
+        },
+        save_native,
+    ),
 )
 
 
@@ -211,7 +242,7 @@ def make(client: httpx2.Client, clip: Clip) -> None:
     """Send one request, save its files, and print what happened."""
     start = time.monotonic()
     answer = client.post(clip.path, headers=clip.headers, json=clip.body)
-    if answer.status_code != 200:
+    if not answer.is_success:
         raise SystemExit(f"{clip.dialect}: {answer.status_code} {answer.text}")
     files = clip.save(client, answer)
     print(f"\n{clip.dialect} ({clip.note}): {time.monotonic() - start:.1f} s")

@@ -56,12 +56,13 @@ _LAST = (
 )
 
 
-@router.get(
-    "/jobs/{job_id}/events",
-    **documents(
-        answer={"type": "string"}, answer_media="text/event-stream", errors=Problem, error_media=MEDIA, parameters=_LAST
-    ),
+_DOCUMENTED = documents(
+    answer={"type": "string"}, answer_media="text/event-stream", errors=Problem, error_media=MEDIA, parameters=_LAST
 )
+_DOCUMENTED["responses"][204] = {"description": "The end was told before"}
+
+
+@router.get("/jobs/{job_id}/events", **_DOCUMENTED)
 async def follow(request: Request, job_id: str) -> Response:
     """Tell what becomes of a job as it happens."""
     shared = services(request)
