@@ -129,8 +129,8 @@ def test_a_gigabyte_is_cut_where_the_longest_file_ends(serve, head):
 
 
 def test_a_bomb_is_not_unpacked(serve):
-    bomb = zlib.compress(bytes(100_000_000), 9, 31)
-    assert len(bomb) < 100_000
+    bomb = zlib.compress(bytes(20_000_000), 9, 31)
+    assert len(bomb) < 20_000
     server = serve(answering(f"HTTP/1.1 200 OK\nContent-Encoding: gzip\nContent-Length: {len(bomb)}", bomb))
     with pytest.raises(OutboundFailed, match=r"^image was answered compressed, though that was not asked for$"):
         fetch(server, 1_000_000)
@@ -152,14 +152,14 @@ def test_a_bomb_is_not_unpacked(serve):
 def test_an_answer_that_drips_is_cut_when_time_is_over(serve, head, drop):
     server = serve(dripping(head, drop))
     began = time.monotonic()
-    with pytest.raises(OutboundFailed, match=r"^image did not answer within 0\.4 s$"):
-        fetch(server, total_s=0.4)
-    assert 0.35 < time.monotonic() - began < 2
+    with pytest.raises(OutboundFailed, match=r"^image did not answer within 0\.25 s$"):
+        fetch(server, total_s=0.25)
+    assert 0.2 < time.monotonic() - began < 2
 
 
 def test_a_receivers_status_counts_although_its_body_never_ends(serve):
     server = serve(dripping(b"HTTP/1.1 202 Accepted\r\nRetry-After: 7\r\nContent-Length: 500\r\n\r\n", b"a"))
-    reply = post(server, total_s=0.4)
+    reply = post(server, total_s=0.25)
     assert (reply.status, reply.headers["retry-after"]) == (202, "7")
     assert 1 <= len(reply.body) <= 6
 
@@ -168,8 +168,8 @@ def test_a_receiver_that_reads_nothing_is_left_when_time_is_over(serve):
     done = threading.Event()
     server = serve(lambda _connection: done.wait(10) and None)
     began = time.monotonic()
-    with pytest.raises(OutboundFailed, match=r"^url did not answer within 0\.4 s$"):
-        post(server, bytes(50_000_000), total_s=0.4)
+    with pytest.raises(OutboundFailed, match=r"^url did not answer within 0\.25 s$"):
+        post(server, bytes(50_000_000), total_s=0.25)
     assert time.monotonic() - began < 2
     done.set()
 
