@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,20 +128,20 @@ class Api:
             assert self.records.release(other.job_id, other.fence, counted=False)
         return claim.fence
 
-    def finish(self, job_id: str, content: bytes = b"the video's bytes") -> VideoJob:
-        """Claim a job, store `content` as each of its files, and end it well."""
+    def finish(self, job_id: str, content: bytes | Mapping[str, bytes] = b"the video's bytes") -> VideoJob:
+        """Claim a job, store `content` as each of its files, or that of the file's format, and end it well."""
         fence = self.claim(job_id)
         stored = self.records.get(job_id)
         assert stored is not None
         source = self.scratch / "result"
-        source.write_bytes(content)
         outputs = []
         keys = [attempt_key(key, fence) for key in stored.job.output_keys]
         for key, spec in zip(keys, stored.job.request.outputs, strict=True):
+            size = source.write_bytes(content if isinstance(content, bytes) else content[spec.format])
             self.storage.put(source, key)
             r = stored.job.request
             outputs.append(
-                Output(key, spec.format, "video/mp4", len(content), r.height, r.width, r.num_frames, spec.fps, "0" * 64)
+                Output(key, spec.format, "video/mp4", size, r.height, r.width, r.num_frames, spec.fps, "0" * 64)
             )
         assert self.records.advance(
             job_id,
