@@ -70,16 +70,20 @@ class Usage:
     resets_in_s: int
 
 
-def limit_reached(which: str, limit: float, wait_s: float) -> LimitReached:
+def limit_reached(which: str, limit: float, wait_s: float, expected_s: float) -> LimitReached:
     """Return the error for what the queue refused.
 
     Args:
         which: "requests_per_minute", "max_queued" or "gpu_seconds_per_day".
         limit: the number that was reached.
         wait_s: until it is free again.
+        expected_s: what the job is expected to take.
     """
+    if which == "gpu_seconds_per_day" and expected_s > limit:
+        which = "never"
     retry_after_s = max(1, math.ceil(wait_s - 1e-6))
-    return LimitReached(_REACHED[which].format(limit=f"{limit:g}", wait=retry_after_s), retry_after_s)
+    words = {"limit": f"{limit:g}", "wait": retry_after_s, "expected": f"{expected_s:.0f}"}
+    return LimitReached(_REACHED[which].format(**words), retry_after_s)
 
 
 _REACHED = {
@@ -88,4 +92,6 @@ _REACHED = {
     "Wait for one to end, or cancel one.",
     "gpu_seconds_per_day": "This API key may use {limit} seconds of a GPU a day (UTC), and this job with those that "
     "are not finished would take more. The day ends in {wait} s.",
+    "never": "This job is expected to take {expected} seconds of a GPU, and this API key may use {limit} a day. "
+    "Ask for fewer frames, steps or pixels.",
 }

@@ -117,6 +117,13 @@ def test_what_unfinished_jobs_are_expected_to_take_counts_against_the_day(queue:
     submit(queue, expected_s=60, gpu_seconds_per_day=100)
 
 
+def test_a_job_that_alone_would_take_more_than_a_day_is_told_so(queue: Queue) -> None:
+    assert str(refused(queue, expected_s=120, gpu_seconds_per_day=100)) == (
+        "This job is expected to take 120 seconds of a GPU, and this API key may use 100 a day. "
+        "Ask for fewer frames, steps or pixels."
+    )
+
+
 def test_what_was_used_counts_until_midnight(queue: Queue) -> None:
     client = queue.records.client
     job = submit(queue, gpu_seconds_per_day=50)
