@@ -6,8 +6,8 @@
 Loading and unloading is told to workers that live now. Pinning is what all workers are to do from now on, those that
 start later too, so it is kept, and no worker can be told alone: its name does not outlive its process.
 
-Workers hear of both by their heartbeat, within about three seconds also while they denoise, and do it between two jobs.
-What became of it they say in theirs, `polyreel:worker:{name}`: "loaded", "pinned", and "commands", a list of
+Workers hear of both at their heartbeat, within about a second also while they denoise, and do it between two jobs. What
+became of it they say in theirs, `polyreel:worker:{name}`: "loaded", "pinned", and "commands", a list of
 {"id", "action", "model", "state": "waiting" | "done" | "refused", "reason"}, the newest last. A pin that cannot be had
 is there too, under the id "pin:{model}".
 """

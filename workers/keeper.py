@@ -36,8 +36,9 @@ from polyreel.records import Records, connect
 
 log = structlog.get_logger()
 
-#: Seconds between two heartbeats at most; a worker is shown as gone after `polyreel.records.HEARTBEAT_TTL_S`.
-BEAT_S = 3.0
+#: Seconds between two heartbeats at most: with them a worker hears what is said about its models. One is shown as gone
+#: after `polyreel.records.HEARTBEAT_TTL_S`.
+BEAT_S = 1.0
 
 #: Seconds between two repairs, over all keepers of one Redis.
 REPAIR_S = 30.0
