@@ -198,7 +198,7 @@ class Outbound:
         except httpcore2.ConnectTimeout as err:
             raise OutboundFailed(f"{field} could not be reached within {min(total_s, CONNECT_S):g} s") from err
         except httpcore2.TimeoutException as err:
-            raise OutboundFailed(f"{field} did not answer within {total_s:g} s") from err
+            raise OutboundFailed(f"{field} did not answer within {round(total_s, 2):g} s") from err
         except httpcore2.ProtocolError as err:
             raise OutboundFailed(f"{field} was answered with something that is not HTTP") from err
         except httpcore2.NetworkError as err:

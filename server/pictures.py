@@ -1,8 +1,8 @@
 """Pictures that clients send: decoded strictly, looked at before any job is acknowledged, kept under their digest.
 
-Knows no dialect, and fetches nothing: `Services.fetch_picture` does, through `polyreel.outbound`. A picture is stored
-as it came, once its request is otherwise admitted: the worker decodes it again, turned as its EXIF says, and a key that
-is its content's digest lets identical requests find each other in the result cache.
+Knows no dialect, and fetches nothing: `server.fetching` does. A picture is stored as it came, once its request is
+otherwise admitted: the worker decodes it again, turned as its EXIF says, and a key that is its content's digest lets
+identical requests find each other in the result cache.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ MAX_PIXELS = 25_000_000
 
 #: Pictures that one process decodes at the same time: what they take together stays below 300 MB.
 MAX_AT_ONCE = 2
-
-#: Longest time in which a picture comes from a link, seconds; and how many come at the same time, of 15 MB each.
-FETCH_S = 20.0
-MAX_FETCHES = 8
 
 #: Scans of one JPEG. Encoders write ten at most; 64 bytes of another cost 20 ms on 25 million pixels, and 15 MB of them
 #: more than an hour.

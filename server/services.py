@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from math import isinf
@@ -25,8 +25,6 @@ from polyreel.catalogue import Catalogue
 from polyreel.errors import (
     KeyReused,
     NotCancellable,
-    NotFetched,
-    OutboundFailed,
     QueueUnavailable,
     StorageFailed,
     TooManyJobs,
@@ -58,8 +56,9 @@ from polyreel.signing import WebhookSigner
 from polyreel.storage import Storage
 from polyreel.terms import Terms
 from server.callers import Callers
+from server.fetching import MAX_FETCHES, fetch_links
 from server.gate import Gate, budget
-from server.pictures import FETCH_S, MAX_AT_ONCE, MAX_BYTES, MAX_FETCHES, Picture, check_picture, is_link, read_picture
+from server.pictures import MAX_AT_ONCE, Picture, check_picture, is_link, read_picture
 from server.published import Published
 from server.waiters import Waiters
 from server.waiting import Waiting
@@ -160,28 +159,30 @@ class Services:
         return await anyio.to_thread.run_sync(read_picture, field, text, limiter=self._decoding)
 
     async def fetch_picture(self, field: str, text: str) -> Picture:
-        """Return a picture that a client sends in base64, or names by a link.
+        """As `fetch_pictures`, for one."""
+        [picture] = await self.fetch_pictures([(field, text)])
+        return picture
+
+    async def fetch_pictures(self, wanted: Sequence[tuple[str, str]]) -> list[Picture]:
+        """Return pictures that a client sends in base64, or names by links.
 
         Args:
-            field: in the client's words, for messages.
-            text: as for `read_picture`, or an absolute URL.
+            wanted: field, in the client's words, and text: as for `read_picture`, or an absolute URL.
 
         Raises:
-            UnsafeAddress: the link leads where this server does not go for clients.
-            NotFetched: nothing comes of the link.
+            UnsafeAddress: a link leads where this server does not go for clients.
+            NotFetched: nothing comes of a link.
             InvalidRequest: no picture, or none that is taken.
         """
-        if not is_link(text):
-            return await self.read_picture(field, text)
-
-        def fetch() -> bytes:
-            return self.outbound.fetch(text, MAX_BYTES, FETCH_S, field).content
-
-        try:
-            content = await anyio.to_thread.run_sync(fetch, limiter=self._fetching)
-        except OutboundFailed as err:
-            raise NotFetched(err.message, field) from err
-        return await self.check_picture(field, content)
+        links = [(field, text) for field, text in wanted if is_link(text)]
+        contents: Iterator[bytes] = iter(())
+        if links:  # who sends none does not wait for those who do
+            fetched = await anyio.to_thread.run_sync(fetch_links, self.outbound, links, limiter=self._fetching)
+            contents = iter(fetched)
+        return [
+            await (self.check_picture(field, next(contents)) if is_link(text) else self.read_picture(field, text))
+            for field, text in wanted
+        ]
 
     def check_url(self, field: str, url: str) -> str:
         """As `Outbound.check_url`: return a webhook's URL as it will be called, or raise for one that never will be."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-import server.services
+import server.fetching
 from polyreel.errors import InvalidRequest, NotFetched, UnsafeAddress
 from polyreel.outbound import Outbound
 from server.services import Services
@@ -107,12 +107,34 @@ async def test_a_link_of_which_no_picture_comes_is_named(shared: Services, files
 async def test_a_slow_link_is_left_after_its_time(
     shared: Services, files: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert server.services.FETCH_S == 20.0
-    monkeypatch.setattr(server.services, "FETCH_S", 0.3)
+    assert server.fetching.FETCH_S == 20.0
+    monkeypatch.setattr(server.fetching, "FETCH_S", 0.3)
     began = time.monotonic()
     with pytest.raises(NotFetched, match=r"^image did not answer within 0\.3 s$"):
         await shared.fetch_picture("image", f"{files}/slow.png")
     assert time.monotonic() - began < 2
+
+
+async def test_all_links_of_a_request_share_its_time_and_its_bytes(
+    shared: Services, files: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = [(f"keyframes.{i}.image", f"{files}/cat.png") for i in range(3)]
+    assert [picture.content for picture in await shared.fetch_pictures(links)] == [PICTURE] * 3
+    monkeypatch.setattr(server.fetching, "MAX_FETCHED", 2 * len(PICTURE))
+    with pytest.raises(NotFetched) as refused:
+        await shared.fetch_pictures(links)
+    assert refused.value.field == "keyframes.2.image"
+    monkeypatch.setattr(server.fetching, "FETCH_S", 0.3)
+    with pytest.raises(NotFetched) as refused:
+        await shared.fetch_pictures([("image", f"{files}/slow.png"), *links])
+    assert refused.value.field == "image"
+
+
+async def test_links_and_base64_may_stand_side_by_side_in_any_order(shared: Services, files: str) -> None:
+    other = png(5, 4)
+    texts = [f"{files}/cat.png", base64.b64encode(other).decode(), f"{files}/cat.bin"]
+    pictures = await shared.fetch_pictures([(str(i), text) for i, text in enumerate(texts)])
+    assert [picture.content for picture in pictures] == [PICTURE, other, PICTURE]
 
 
 async def test_a_link_that_leads_inside_is_refused_and_nothing_is_connected_to(api: Api) -> None:

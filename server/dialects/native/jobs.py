@@ -80,17 +80,19 @@ async def submit_job(request: Request) -> Response:
     keep_s = check_keep(wire.keep_s, shared.settings.retention_s)
     webhook = "" if wire.webhook is None else shared.check_url("webhook", wire.webhook)
     wanted = wanted_pictures(wire, video.num_frames)
-    pictures = [await shared.fetch_picture(picture.field, picture.text) for picture in wanted]
-    stored = await shared.submit(
-        with_pictures(video, wanted, [picture.key for picture in pictures]),
-        dialect="native",
-        caller=caller,
-        pictures=pictures,
-        terms=terms,
-        base_url=shared.base_url(request),
-        webhook=webhook,
-        keep_s=keep_s,
-    )
+    stored = await shared.earlier(caller.owner, terms)
+    if stored is None:  # a link that is dead by now does not undo what was acknowledged
+        pictures = [await shared.fetch_picture(picture.field, picture.text) for picture in wanted]
+        stored = await shared.submit(
+            with_pictures(video, wanted, [picture.key for picture in pictures]),
+            dialect="native",
+            caller=caller,
+            pictures=pictures,
+            terms=terms,
+            base_url=shared.base_url(request),
+            webhook=webhook,
+            keep_s=keep_s,
+        )
     location = f"{shared.base_url(request)}/polyreel/v1/jobs/{stored.job.id}"
     return JSONResponse(await answer_of(shared, request, stored), 202, {"Location": location})
 
