@@ -82,7 +82,7 @@ async def submit_job(request: Request) -> Response:
     wanted = wanted_pictures(wire, video.num_frames)
     stored = await shared.earlier(caller.owner, terms)
     if stored is None:  # a link that is dead by now does not undo what was acknowledged
-        pictures = [await shared.fetch_picture(picture.field, picture.text) for picture in wanted]
+        pictures = await shared.fetch_pictures([(picture.field, picture.text) for picture in wanted])
         stored = await shared.submit(
             with_pictures(video, wanted, [picture.key for picture in pictures]),
             dialect="native",
