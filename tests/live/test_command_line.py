@@ -223,7 +223,7 @@ def test_config_show_says_where_each_value_comes_from_and_hides_the_keys(tmp_pat
         ({"REDIS_URL": "http://x"}, "redis_url: must start with redis://, rediss:// or unix://"),
         ({"POLYREEL_DEVICE": "gpu"}, "device: use auto, cpu, mps, cuda or cuda:N"),
         ({"POLYREEL_STATE_DIR": "/proc/nowhere"}, "state_dir: cannot write to /proc/nowhere"),
-        ({"POLYREEL_HOST": "0.0.0.0"}, "no API key is configured"),
+        ({"POLYREEL_HOST": "0.0.0.0"}, "api_keys: there is no API key, and host 0.0.0.0 can be reached"),
         ({"POLYREEL_STORAGE": "fil:///tmp/x"}, "Did you mean file?"),
         ({"POLYREEL_DIALECTS__MODELSLAB__HOLD": "3"}, "dialects.modelslab.hold: there is no such setting"),
         (

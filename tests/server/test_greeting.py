@@ -56,6 +56,13 @@ def test_a_configured_key_is_never_shown_only_its_owner() -> None:
     assert [line.count('"$KEY"') for line in text.splitlines() if line.startswith("curl")] == [1] * 6
 
 
+def test_where_only_stored_keys_are_good_it_says_how_to_see_them() -> None:
+    """The one that was made on loopback is not known beyond it."""
+    text = greeting(loaded(host="0.0.0.0"), 8000, None)
+    assert "API keys: those that `polyreel keys list` shows" in text.splitlines()
+    assert "first start" not in text
+
+
 def test_a_key_of_an_earlier_start_is_not_shown_but_how_to_get_another(tmp_path: Path) -> None:
     text = greeting(loaded(state_dir=tmp_path), 8000, None)
     assert text.splitlines()[1] == (
