@@ -106,9 +106,10 @@ if redis.call('EXISTS', RQ_QUEUE .. 'polyreel') == 0 then redis.call('SREM', RQ_
 -- Counted anew: a count that a crash of another version left behind would refuse its owner for ever.
 redis.call('DEL', 'polyreel:open:owners', 'polyreel:open:accounts', 'polyreel:open:ms')
 for _, id in ipairs(redis.call('ZRANGE', 'polyreel:open', 0, -1)) do
-  local owner = redis.call('HGET', job_key(id), 'owner')
+  local owner, number = unpack(redis.call('HMGET', job_key(id), 'owner', 'number'))
   if owner then
     redis.call('HINCRBY', 'polyreel:open:owners', owner, 1)
+    if number then redis.call('ZADD', 'polyreel:jobs:' .. owner, 'NX', number, id) end -- nor its owner listed its jobs
     redis.call('HSETNX', job_key(id), 'expected_ms', 0) -- nobody has told of an older version's
     count_open(id, 1)
   end

@@ -188,6 +188,14 @@ def test_owners_are_counted_anew(queue: Queue) -> None:
     queue.submit(queued())
 
 
+def test_an_unfinished_job_stands_in_its_owners_list(queue: Queue) -> None:
+    """Versions that had no lists are followed by ones that have."""
+    jobs = [submit(queue) for _ in range(2)]
+    queue.records.client.delete("polyreel:jobs:alice")
+    assert repaired(queue) == {}
+    assert queue.records.client.zrange("polyreel:jobs:alice", 0, -1) == jobs
+
+
 def test_a_record_that_cannot_be_read_keeps_no_other_from_being_repaired(queue: Queue) -> None:
     broken, lost = submit(queue), submit(queue)
     client = queue.records.client

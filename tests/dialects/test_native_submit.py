@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from polyreel.catalogue import Catalogue
+from polyreel.errors import InvalidRequest
 from polyreel.estimates import Estimate
 from polyreel.request import ImageCondition, VideoRequest, picture_key
 from server.body import validate
@@ -16,6 +17,8 @@ from server.dialects.native.answer import JobAnswer, to_wire
 from server.dialects.native.fields import NewJob
 from server.dialects.native.problems import Problem
 from server.dialects.native.video import from_wire
+from server.pictures import Picture
+from server.services import Services
 from tests.conftest import Api
 from tests.dialects.golden import Row, finished, golden, without_drawn_seed
 from tests.server.pictures import png
@@ -160,3 +163,22 @@ async def test_a_job_kept_for_a_minute_has_links_for_a_minute(api: Api) -> None:
     assert answer["expires_at"] == job.ended_at + 60
     assert f"exp={int(job.ended_at + 60)}&" in answer["outputs"][0]["url"]
     assert 0 < api.records.client.ttl(f"polyreel:job:{job.id}") <= 60
+
+
+async def test_a_job_is_found_again_though_the_link_of_its_picture_is_dead(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fetched(self: Services, field: str, _text: str) -> Picture:
+        return await self.check_picture(field, png(9, 7))
+
+    async def dead(_self: Services, field: str, _text: str) -> Picture:
+        raise InvalidRequest(f"{field}: nothing is there", field)
+
+    link = body(image="https://pictures.example.com/cat.png")
+    monkeypatch.setattr(Services, "fetch_picture", fetched)
+    first = await post(api, link, **{"Idempotency-Key": "retry"})
+    monkeypatch.setattr(Services, "fetch_picture", dead)
+    again = await post(api, link, **{"Idempotency-Key": "retry"})
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    new = await post(api, link)
+    assert (new.status_code, new.json()["detail"]) == (400, "image: nothing is there")
