@@ -28,14 +28,12 @@ class Answer:
     """What came back.
 
     Args:
-        status: HTTP status; 0 when there was no answer.
-        problem: why there was none, "" otherwise.
+        status: HTTP status; where there was no answer, why.
     """
 
-    status: int
+    status: int | str
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes = b""
-    problem: str = ""
 
     @property
     def json(self) -> Any:
@@ -66,9 +64,6 @@ class Answer:
         """The Content-Type without parameters, `ABSENT` where there is none."""
         found = self.header("content-type")
         return found.partition(";")[0].strip().lower() if isinstance(found, str) else found
-
-    def __repr__(self) -> str:
-        return self.problem or f"{self.status} {self.content[:80].decode('utf-8', 'replace')}"
 
 
 @dataclass(frozen=True)
@@ -101,16 +96,16 @@ class Server:
                 async for chunk in response.aiter_bytes():
                     content += chunk
                     if len(content) > _LONGEST:
-                        return Answer(response.status_code, problem=f"an answer of more than {_LONGEST} bytes")
+                        return Answer(f"an answer of more than {_LONGEST} bytes")
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 return Answer(response.status_code, headers, bytes(content))
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as err:  # ValueError: a link that is none
-            return Answer(0, problem=f"no answer ({type(err).__name__})")
+            return Answer(f"no answer ({type(err).__name__})")
 
     async def file(self, link: object, method: str = "GET", **headers: str) -> Answer:
         """Fetch a link that an answer names, without the key; as its client does, redirects are followed."""
         if not isinstance(link, str):
-            return Answer(0, problem="no link")
+            return Answer("no link")
         return await self.send(method, link, headers=headers, follow_redirects=True)
 
     async def until(self, ask: Callable[[], Awaitable[Answer]], is_over: Callable[[Answer], bool]) -> Answer:

@@ -112,6 +112,7 @@ def caught(ask):
     try:
         ask()
     except openai.APIStatusError as err:
+        assert err.request_id
         return [type(err).__name__, err.code, err.param]
 
 once = {"Idempotency-Key": "once"}

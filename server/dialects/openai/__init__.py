@@ -11,13 +11,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.dialects import Dialect, Example
-from server.dialects.openai import models, videos
 from server.dialects.openai.creation import OpenAISettings, check
 from server.dialects.openai.errors import render_error
+from server.dialects.openai.models import router as models_router
+from server.dialects.openai.videos import router as videos_router
 
 router = APIRouter(prefix="/v1")
-router.include_router(videos.router)
-router.include_router(models.router)
+router.include_router(videos_router)
+router.include_router(models_router)
 
 DIALECT = Dialect(
     name="openai",
