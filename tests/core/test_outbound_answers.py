@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from polyreel.errors import OutboundFailed
-from polyreel.outbound import Outbound, Reply
+from polyreel.outbound import Outbound, Reply, resolve
 
 CALLS = Outbound(allow=["127.0.0.0/8"])
 
@@ -212,6 +212,17 @@ def test_an_answer_that_is_of_no_use_is_named(serve, behaviour, message):
     with pytest.raises(OutboundFailed) as failed:
         fetch(serve(behaviour))
     assert failed.value.message == message
+
+
+def test_a_name_is_asked_of_the_system_and_each_of_its_addresses_tried(serve):
+    server = serve(answering("HTTP/1.1 200 OK\nContent-Length: 1", b"a"))  # on 127.0.0.1, and not on ::1
+    assert {"127.0.0.1"} <= set(resolve("localhost", 80)) <= {"127.0.0.1", "::1"}
+    assert Outbound(allow=["localhost"]).fetch(f"http://localhost:{server.port}/", 10, 5.0).content == b"a"
+
+
+def test_a_name_that_the_system_does_not_know_is_not_called():
+    with pytest.raises(OutboundFailed, match=r"^url must lead to a public address"):
+        Outbound().fetch("https://no-such-name.invalid/", 10, 20.0)
 
 
 def test_nobody_who_listens_is_named_too(serve):
