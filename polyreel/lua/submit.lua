@@ -21,9 +21,11 @@ if limits.max_queued then
 end
 if limits.requests_per_minute then
   -- The generic cell rate algorithm: each submit takes an interval, and a minute's worth may be taken ahead of time. In
-  -- whole microseconds, so that it is exact: a minute is what so many intervals make.
+  -- whole microseconds, so that it is exact: a minute is what so many intervals make. More than that is taken by nobody,
+  -- unless the clock was put back.
   local interval, at = math.floor(6e7 / limits.requests_per_minute), math.floor(t * 1e6)
   local taken = math.max(at, tonumber(redis.call('GET', 'polyreel:rate:' .. account) or '0'))
+  taken = math.min(taken, at + interval * limits.requests_per_minute)
   local early = taken - at - interval * (limits.requests_per_minute - 1)
   if early > 0 then return {'limit', 'requests_per_minute', seconds(early / 1e6)} end
   rate = {taken = taken + interval, for_ms = math.ceil((taken + interval - at) / 1000)}

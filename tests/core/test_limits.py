@@ -79,6 +79,18 @@ def test_a_minutes_worth_is_exact_where_the_interval_is_no_whole_number(queue: Q
     refused(queue, requests_per_minute=limit)
 
 
+def test_a_clock_that_was_put_back_locks_nobody_out(queue: Queue) -> None:
+    """Seen from before, what was taken lies an hour ahead; and a claim began in the future."""
+    client = queue.records.client
+    submit(queue, requests_per_minute=6)
+    client.incrby("polyreel:rate:alice", 3600 * 1_000_000)
+    assert refused(queue, requests_per_minute=6).retry_after_s == 10
+    [taken] = claim(queue)
+    ran_for(queue, taken.job_id, -3600)
+    assert queue.records.advance(taken.job_id, taken.fence, JobStatus.SUCCEEDED)
+    assert used_s(queue) == 0
+
+
 def test_unfinished_jobs_of_an_account_are_counted_and_not_its_owners(queue: Queue) -> None:
     first = submit(queue, "key:one", max_queued=2)
     submit(queue, "key:one", max_queued=2)
