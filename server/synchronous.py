@@ -62,6 +62,7 @@ async def wait_for_video(
     owner: str,
     timeout_s: float,
     *,
+    since: float | None = None,
     cancel_when_client_leaves: bool,
     waiter: Waiter | None = None,
 ) -> StoredJob:
@@ -70,6 +71,8 @@ async def wait_for_video(
     Args:
         request: whose client waits; its body has been read.
         timeout_s: longest wait, seconds; an end that is already there is told whatever the value.
+        since: when the request came, on the monotonic clock: fetching its picture is part of the wait.
+            None is now.
         cancel_when_client_leaves: end the job when its client hangs up and nobody else waits for it.
         waiter: who is counted as waiting; made here when it is not yet.
 
@@ -82,7 +85,7 @@ async def wait_for_video(
     """
     job_id = stored.job.id
     waiter = waiter or Waiter(shared.waiters, job_id)
-    deadline = time.monotonic() + timeout_s
+    deadline = (time.monotonic() if since is None else since) + timeout_s
     answered = time.monotonic()
     while not stored.job.status.is_terminal:
         now = time.monotonic()

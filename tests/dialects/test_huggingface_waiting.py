@@ -12,10 +12,14 @@ import pytest
 
 from polyreel.errors import QueueUnavailable
 from polyreel.records import StoredJob
+from polyreel.settings import Settings
+from server.pictures import Picture
 from server.services import Services
 from tests.conftest import Api
 from tests.dialects.huggingface import LTX, ask, auth, beat, generate, play
 from tests.server.pictures import png
+
+LINK = "https://example.com/cat.png"
 
 # Waiting
 
@@ -79,6 +83,24 @@ async def test_nobody_is_held_for_longer_than_the_server_allows(make_api: Callab
         504,
         "The video was not ready within 0.1 seconds; its job goes on.",
     )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("inputs", [LINK, {"prompt": "a cat", "image": LINK}], ids=["huggingface", "universal"])
+async def test_fetching_a_picture_is_part_of_the_wait(
+    make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch, inputs: Any
+) -> None:
+    async def fetch(shared: Services, field: str, text: str) -> Picture:
+        assert text == LINK
+        await anyio.sleep(0.6)
+        return await shared.check_picture(field, png(9, 7))
+
+    monkeypatch.setattr(Services, "fetch_picture", fetch)
+    api = make_api(dialects={name: {"wait_s": 0.6} for name in ("huggingface", "universal")})
+    began = time.monotonic()
+    answer = await ask(api, path=f"{LTX}/pipeline/image-to-video", inputs=inputs)
+    assert time.monotonic() - began < 1.1
+    assert (answer.status_code, len(answer.json()["job_id"])) == (504, 36)
 
 
 @pytest.mark.anyio
@@ -169,6 +191,18 @@ async def test_which_second_request_is_answered_from_the_cache(
 ) -> None:
     api = make_api(dialects={"huggingface": {"cache": cache}})
     assert await number_of_runs(api, *requests) == runs
+
+
+@pytest.mark.anyio
+async def test_a_changed_companion_makes_the_videos_of_pictures_anew(
+    make_api: Callable[..., Api], settings: Settings
+) -> None:
+    ltx = settings.models["ltx-tiny"].model_copy(update={"tasks": ("t2v",), "i2v": "wan-tiny"})
+    moved = settings.models["wan-tiny"].model_copy(update={"revision": "another"})
+    before = make_api(models={**settings.models, "ltx-tiny": ltx}, dialects={})
+    after = make_api(models={**settings.models, "ltx-tiny": ltx, "wan-tiny": moved}, dialects={})
+    assert await number_of_runs(before, PICTURE, PICTURE) == 1
+    assert await number_of_runs(after, PICTURE, PICTURE) == 1, "none of the old one's"
 
 
 @pytest.mark.anyio

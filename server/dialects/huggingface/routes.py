@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +69,7 @@ async def _answer(request: Request, name: str, task: str) -> Response:
         name: of the model, as the client calls it.
         task: "" where the path names none.
     """
-    shared = services(request)
+    shared, came_at = services(request), time.monotonic()
     caller = await shared.caller(bearer(request), "submit")
     model = shared.catalogue.resolve("huggingface", name)
     if task not in ("", TEXT_TO_VIDEO, IMAGE_TO_VIDEO):
@@ -94,7 +95,7 @@ async def _answer(request: Request, name: str, task: str) -> Response:
         pictures = (await _read_picture(shared, picture),)
         video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
     async with held_refusals():
-        return await run(request, caller, Asked(name, wire, video, pictures, terms))
+        return await run(request, caller, Asked(name, wire, video, pictures, terms, came_at))
 
 
 def _takes_pictures_alone(entry: ServedModel) -> bool:

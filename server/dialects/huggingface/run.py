@@ -30,6 +30,7 @@ class Asked:
         name: of the model, as the client calls it.
         wire: the body; an empty one where the body is a picture.
         pictures: what `video.images` names.
+        came_at: on the monotonic clock.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Asked:
     video: VideoRequest
     pictures: tuple[Picture, ...]
     terms: Terms
+    came_at: float
 
 
 async def run(request: Request, caller: Caller, asked: Asked) -> Response:
@@ -92,6 +94,7 @@ async def run(request: Request, caller: Caller, asked: Asked) -> Response:
             stored,
             owner,
             wait_s,
+            since=asked.came_at,
             cancel_when_client_leaves=settings.cancel_when_client_leaves and not terms.idempotency_key,
             waiter=waiter,
         )

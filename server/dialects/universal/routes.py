@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +67,7 @@ async def answer(request: Request, caller: Caller, body: bytes, value: dict[str,
         value: the same, parsed. Any: JSON.
         model: catalogue name.
     """
-    shared, settings = services(request), settings_of(request)
+    shared, settings, came_at = services(request), settings_of(request), time.monotonic()
     wire = _read(value)
     terms = await read_terms(request, "universal", body)
     wait_s = asked_wait_s(request, _SCALE_UP_TIMEOUT, settings.wait_s)
@@ -85,6 +86,7 @@ async def answer(request: Request, caller: Caller, body: bytes, value: dict[str,
             stored,
             caller.owner,
             wait_s,
+            since=came_at,
             cancel_when_client_leaves=settings.cancel_when_client_leaves and not terms.idempotency_key,
         )
     headers = {"x-request-id": stored.job.id}
