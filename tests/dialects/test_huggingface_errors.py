@@ -11,6 +11,9 @@ import anyio
 import pytest
 
 from polyreel.errors import QueueUnavailable
+from polyreel.key_store import KeyStore, pepper_of
+from polyreel.keys import KeyLimits, Scope
+from polyreel.settings import Settings
 from server.services import Services
 from tests.conftest import Api
 from tests.dialects.golden import Refusal, refusals
@@ -29,11 +32,19 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the job fails": ({}, {}),
     "the queue does not answer": ({}, {}),
     "the model is not loaded, and nobody waits for it": ({}, {"wait_for_model": False}),
+    "the key may only read": ({}, {}),
+    "the key is for wan alone": ({}, {}),
+}
+
+#: What a `given` says of the key: its scopes, and its limits.
+KEYS: dict[str, tuple[set[Scope], KeyLimits]] = {
+    "the key may only read": ({"read"}, KeyLimits()),
+    "the key is for wan alone": ({"submit"}, KeyLimits(models=("wan-tiny",))),
 }
 
 
 @pytest.fixture
-def serve(make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch) -> Any:
+def serve(make_api: Callable[..., Api], settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a context in which the server is as a row says."""
 
     async def refuse(*_: object, **__: object) -> None:
@@ -46,10 +57,13 @@ def serve(make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch) -> Any:
 
     @asynccontextmanager
     async def served(row: Refusal) -> AsyncIterator[Api]:
-        settings, own = GIVEN[row.given]
+        changes, own = GIVEN[row.given]
         sections = {"huggingface": own, "universal": {"endpoint_model": "ltx", **own}}
         sections["universal"].pop("wait_for_model", None)
-        api = make_api(dialects=sections, **settings)
+        api = make_api(dialects=sections, **changes)
+        if row.given in KEYS:
+            scopes, limits = KEYS[row.given]
+            api.key, _ = KeyStore(api.records.client, pepper_of(settings)).create("carol", scopes, limits=limits)
         if row.given == "the queue does not answer":
             monkeypatch.setattr(Services, "submit", refuse)
         if row.given.startswith("the key `one`"):
