@@ -2,25 +2,17 @@
 
     polyreel:preview:{job id}  the newest one, JSON: {"step": n, "jpeg": base64}
 
-A preview is as private as its job: whoever reads one has read the record of the job first, as its owner. It goes with
-the end of the job (`finish` in lua/common.lua), and none is written of a job that has ended or belongs to another
-worker by now.
+A preview is as private as its job: whoever reads one has read the record of the job first, as its owner. It is written
+with the report of a step (`Records.advance_all`), in the same script, so it costs no wait of its own, and none is
+written of a job that has ended or belongs to another worker by now. It goes with the end of the job (`finish` in
+lua/common.lua).
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-import redis
-
-from polyreel.leases import Claim
-from polyreel.scripts import arguments, script
-
-#: How long a preview stays that no newer one replaces, seconds: a step of a large offloaded model takes minutes.
-TTL_S = 600
 
 #: What `Preview.jpeg` is.
 MEDIA_TYPE = "image/jpeg"
@@ -31,8 +23,8 @@ class Preview:
     """One picture.
 
     Args:
-        jpeg: a frame of the middle of the video, in the video's proportions, no side longer than 160 px, about 10 kB at
-            most; sides may be as short as 16 px, so it is to be shown enlarged.
+        jpeg: a frame of the middle of the video, in its proportions, no side longer than 160 px, about 10 kB at most. It
+            is to be shown enlarged: of an LTX video of 512 x 768 px it has 16 x 24.
         step: denoising steps that were done, over all passes.
     """
 
@@ -45,8 +37,13 @@ def preview_key(job_id: str) -> str:
     return f"polyreel:preview:{job_id}"
 
 
+def preview_text(preview: Preview) -> str:
+    """Return what is kept of a preview."""
+    return json.dumps({"step": preview.step, "jpeg": base64.b64encode(preview.jpeg).decode()})
+
+
 def parse_preview(text: object) -> Preview | None:
-    """Read what `Previews` wrote; None for nothing, and for what cannot be read."""
+    """Read what `preview_text` made; None for nothing, and for what cannot be read."""
     if not text:
         return None
     try:
@@ -54,33 +51,3 @@ def parse_preview(text: object) -> Preview | None:
         return Preview(base64.b64decode(said["jpeg"], validate=True), int(said["step"]))
     except (KeyError, TypeError, ValueError):
         return None
-
-
-class Previews:
-    """Writes and reads previews. All calls block; safe to use from several threads.
-
-    Args:
-        client: from `polyreel.records.connect`.
-    """
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self._write = script(client, "preview")
-
-    def write(self, pictures: Mapping[Claim, bytes], step: int) -> None:
-        """Show pictures of the jobs of one call, in one step; claims that hold no more are passed over.
-
-        Args:
-            pictures: a JPEG for each.
-            step: denoising steps that were done.
-        """
-        parts: list[str] = []
-        for claim, jpeg in pictures.items():
-            said = json.dumps({"step": step, "jpeg": base64.b64encode(jpeg).decode()})
-            parts += [claim.job_id, str(claim.fence), said]
-        if parts:
-            self._write(args=arguments({"for_s": TTL_S}, *parts))
-
-    def read(self, job_id: str) -> Preview | None:
-        """Return the newest preview of a job; None when there is none (yet, or any more)."""
-        return parse_preview(self._client.get(preview_key(job_id)))

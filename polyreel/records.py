@@ -69,6 +69,9 @@ _MOST_SHAPES = 5000
 #: A worker that has not beaten for this long is shown as gone, seconds.
 HEARTBEAT_TTL_S = 15
 
+#: How long a preview stays that no newer one replaces, seconds: a step of a large offloaded model takes minutes.
+PREVIEW_TTL_S = 600
+
 #: What a job is told that took its workers down with it.
 WORKER_DIED = f"The worker died {MAX_ATTEMPTS} times while it ran this job; it is not tried again."
 
@@ -273,17 +276,30 @@ class Records:
         Returns:
             False when the job ended already or another worker has it: the caller's result is to be dropped.
         """
-        return self.advance_all([(job_id, fence)], status, worker, **fields)[0]
+        return self.advance_all([(job_id, fence)], status, worker, previews=None, **fields)[0]
 
     def advance_all(
-        self, jobs: Sequence[tuple[str, int | None]], status: JobStatus, worker: str = "", **fields: object
+        self,
+        jobs: Sequence[tuple[str, int | None]],
+        status: JobStatus,
+        worker: str = "",
+        *,
+        previews: Mapping[str, str] | None = None,
+        **fields: object,
     ) -> list[bool]:
-        """Do the same with several jobs in one step; as `advance`, one answer for each."""
+        """Do the same with several jobs in one step; as `advance`, one answer for each.
+
+        Args:
+            previews: job id to a picture to show, from `polyreel.previews.preview_text`; of jobs that go on, since
+                nobody would take it away again.
+        """
         flat: list[str] = []
         for name, value in fields.items():
             flat += [name, value if isinstance(value, str) else json.dumps(value)]
         claims = [part for job_id, fence in jobs for part in (job_id, "" if fence is None else str(fence))]
         how = self._terms(str(fields.get("error_message", ""))) | {"status": status.value, "worker": worker}
+        if previews:
+            how |= {"previews": dict(previews), "previews_s": PREVIEW_TTL_S}
         return [bool(said) for said in self._advance(args=arguments(how, json.dumps(flat), *claims))]
 
     def release(self, job_id: str, fence: int, *, counted: bool) -> bool:

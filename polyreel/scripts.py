@@ -57,9 +57,9 @@ def script(client: redis.Redis, name: str) -> Script:
     """Return a script of `polyreel/lua/` as a function of `client`; it names its keys itself, so no Redis Cluster.
 
     A Redis whose memory is full takes no new job in and goes on with all that it has. The first line says so, which
-    needs Redis 7 or Valkey. Previews are not worth that: they are refused too.
+    needs Redis 7 or Valkey.
     """
-    first = "#!lua\n" if name in ("submit", "preview") else "#!lua flags=allow-oom\n"
+    first = "#!lua\n" if name == "submit" else "#!lua flags=allow-oom\n"
     return client.register_script(first + _prelude() + (files("polyreel") / "lua" / f"{name}.lua").read_text("utf-8"))
 
 

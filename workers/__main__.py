@@ -53,7 +53,6 @@ def _work(options: argparse.Namespace) -> int:
     from polyreel.commands import Commands, Orders
     from polyreel.leases import Wishes
     from polyreel.logs import configure_logs
-    from polyreel.previews import Previews
     from polyreel.queue import Queue, rq_connection
     from polyreel.records import Records, connect
     from polyreel.storage import connect_storage
@@ -142,7 +141,7 @@ def _work(options: argparse.Namespace) -> int:
         file_metadata=settings.file_metadata,
         batch_sizes=batch_sizes,
         resume_every=settings.resume_every,
-        previews=Previews(reports.client) if settings.previews else None,
+        previews=settings.previews,
     )
     attempts = runner.attempts
     orders = ModelOrders(attempts, keeping.refresh)

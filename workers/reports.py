@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import structlog
 
-from models import Pictures, Progress
+from models import Progress
 from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus
 from polyreel.leases import Claim
-from polyreel.previews import Previews
+from polyreel.previews import Preview, preview_text
 from polyreel.records import Records, redis_errors
 from workers.failures import is_device_error, is_timeout
 from workers.keeping import Keeping
@@ -40,7 +40,7 @@ class Reports:
         keeping: knows which jobs were lost while nothing could be asked.
         worker: name of this worker.
         claims: the jobs.
-        previews: where pictures of them go, with the client of `records`; None shows none.
+        shows: show pictures of them.
 
     Attributes:
         dropped: claims that nobody wants from us any more; what is made of them is not to be kept.
@@ -53,7 +53,8 @@ class Reports:
         keeping: Keeping,
         worker: str,
         claims: Sequence[Claim],
-        previews: Previews | None = None,
+        *,
+        shows: bool = False,
     ) -> None:
         self.dropped: set[Claim] = set()
         self.in_call = claims
@@ -61,7 +62,7 @@ class Reports:
         self._keeping = keeping
         self._worker = worker
         self._claims = claims
-        self._previews = previews
+        self._shows = shows
         self._not_before = 0.0
         self._show_not_before = 0.0
 
@@ -76,44 +77,45 @@ class Reports:
             Cancelled: every one of the jobs was cancelled, or belongs to somebody else now.
         """
         self._report(
+            progress,
             stage=progress.stage,
             step=progress.step,
             total_steps=progress.total_steps,
             progress=int(GENERATE + (ENCODE - GENERATE) * progress.share),
         )
-        if self._previews is not None and time.monotonic() >= max(self._not_before, self._show_not_before):
-            self._show(self._previews, progress.pictures, progress.step)
 
-    def _show(self, previews: Previews, pictures: Pictures, step: int) -> None:
+    def _previews_of(self, wanted: Sequence[Claim], progress: Progress) -> dict[str, str]:
+        """Return pictures of jobs by id, as they are kept; none before it is time."""
+        if not self._shows or time.monotonic() < self._show_not_before:
+            return {}
         try:
-            made = pictures()
+            made = progress.pictures()
         except Exception as err:  # a job is worth more than its picture
             if is_timeout(err) or is_device_error(err):
                 raise
             log.exception("no previews of this job")
-            self._previews = None
-            return
-        shown = {
-            claim: jpeg(made[n]) for n, claim in enumerate(self.in_call) if n in made and claim not in self.dropped
+            self._shows = False
+            return {}
+        self._show_not_before = time.monotonic() + (_SHOW_S if made else 0)
+        return {
+            claim.job_id: preview_text(Preview(jpeg(made[n]), progress.step))
+            for n, claim in enumerate(self.in_call)
+            if n in made and claim in wanted
         }
-        if not shown:
-            return
-        try:
-            with redis_errors():
-                previews.write(shown, step)
-        except QueueUnavailable as err:
-            log.debug("preview not shown", reason=err.message)
-            self._not_before = time.monotonic() + _SKIP_S
-        self._show_not_before = time.monotonic() + _SHOW_S
 
-    def _report(self, **fields: object) -> None:
+    def _report(self, told: Progress | None = None, **fields: object) -> None:
         self.dropped |= self._keeping.lost & set(self._claims)
         wanted = [claim for claim in self._claims if claim not in self.dropped]
         if wanted and time.monotonic() >= self._not_before:
+            previews = self._previews_of(wanted, told) if told else {}
             try:
                 with redis_errors():
                     said = self._records.advance_all(
-                        [(claim.job_id, claim.fence) for claim in wanted], JobStatus.RUNNING, self._worker, **fields
+                        [(claim.job_id, claim.fence) for claim in wanted],
+                        JobStatus.RUNNING,
+                        self._worker,
+                        previews=previews,
+                        **fields,
                     )
             except QueueUnavailable as err:
                 log.warning("progress not reported", reason=err.message)

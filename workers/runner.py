@@ -20,7 +20,6 @@ from polyreel.durations import seconds_key
 from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim, Wishes
-from polyreel.previews import Previews
 from polyreel.queue import Queue
 from polyreel.records import Records, redis_errors
 from polyreel.storage import Storage
@@ -66,7 +65,7 @@ class JobRunner:
         file_metadata: write each video's receipt into its files.
         batch_sizes: what was measured on this machine.
         resume_every: see `polyreel.settings.Settings`.
-        previews: where pictures of what is being denoised go, with the client of `reports`; None shows none.
+        previews: show pictures of what is being denoised.
 
     Attributes:
         keeping: keeps the leases; it says which jobs this worker has.
@@ -89,7 +88,7 @@ class JobRunner:
         file_metadata: bool = True,
         batch_sizes: BatchSizes | None = None,
         resume_every: int = 5,
-        previews: Previews | None = None,
+        previews: bool = False,
     ) -> None:
         self.queue = queue
         self.records = queue.records
@@ -233,7 +232,7 @@ class JobRunner:
     def _run(self, taken: list[Taken], limit: Limit) -> None:
         timings: dict[str, float] = {}
         claims = [claim for _, claim in taken]
-        reports = Reports(self._reports, self.keeping, self.worker, claims, self._previews)
+        reports = Reports(self._reports, self.keeping, self.worker, claims, shows=self._previews)
 
         def started() -> None:
             self.keeping.refresh()  # says what is in memory now

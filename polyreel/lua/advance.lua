@@ -1,6 +1,6 @@
 -- Move jobs forward and set fields of each, all to the same. ARGV: terms as JSON, fields as a JSON list of names and
 -- values, then id and fence of each ("" for a change that needs no claim). Returns 1 or 0 for each: 0 when it has ended,
--- or belongs to somebody else now.
+-- or belongs to somebody else now. The terms may hold previews to show, by id.
 local terms, fields = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 local rank, t, said = RANK[terms.status], now(), {}
 
@@ -22,6 +22,10 @@ local function advance(id, fence)
   if rank >= RANK['encoding'] then redis.call('HSET', key, 'finishing', 1) end
   if is_over(terms.status) then finish(id, terms.status, fence, t, terms.retention_s, terms.rq)
   elseif rank > RANK[r[1]] then redis.call('HSET', key, 'status', terms.status) end
+  local preview = terms.previews and terms.previews[id]
+  if preview and not is_over(terms.status) then
+    redis.call('SET', 'polyreel:preview:' .. id, preview, 'EX', terms.previews_s)
+  end
   return 1
 end
 

@@ -17,8 +17,7 @@ import pytest
 from polyreel.errors import QueueUnavailable
 from polyreel.job import JobStatus
 from polyreel.keys import Caller
-from polyreel.leases import Claim
-from polyreel.previews import Previews
+from polyreel.previews import Preview, preview_text
 from server import watching
 from server.dialects.native import events
 from server.services import Services
@@ -115,12 +114,11 @@ async def test_a_new_picture_is_told_once(api: Api, shared: Services) -> None:
     job_id = await submit(shared)
     fence = api.claim(job_id)
     api.records.advance(job_id, fence, JobStatus.RUNNING, step=1, total_steps=4)
-    previews = Previews(api.records.client)
     async with following(api, job_id) as stream:
         await stream.until("progress")
         for step, picture in ((2, b"a jpeg"), (3, b"another")):
-            previews.write({Claim(job_id, fence): picture}, step)
-            api.records.advance(job_id, fence, JobStatus.RUNNING, step=step)
+            previews = {job_id: preview_text(Preview(picture, step))}
+            api.records.advance_all([(job_id, fence)], JobStatus.RUNNING, previews=previews, step=step)
             await anyio.sleep(0.15)
         api.records.advance(job_id, fence, JobStatus.RUNNING, step=4)
         await anyio.sleep(0.15)
@@ -134,7 +132,8 @@ async def test_the_newest_picture_is_to_be_had_by_itself(api: Api, shared: Servi
     none = await api.http.get(path, headers=mine)
     assert (none.status_code, none.json()["code"]) == (404, "no_preview")
     fence = api.claim(job_id)
-    Previews(api.records.client).write({Claim(job_id, fence): b"a jpeg"}, 2)
+    previews = {job_id: preview_text(Preview(b"a jpeg", 2))}
+    api.records.advance_all([(job_id, fence)], JobStatus.RUNNING, previews=previews)
     shown = await api.http.get(path, headers=mine)
     assert (shown.status_code, shown.content, shown.headers["content-type"]) == (200, b"a jpeg", "image/jpeg")
     others = await api.http.get(path, headers={"Authorization": f"Bearer {api.other_key}"})

@@ -14,7 +14,7 @@ from PIL import Image
 
 from polyreel.broker import queue_of
 from polyreel.commands import Commands
-from polyreel.previews import Preview, Previews
+from polyreel.previews import Preview, parse_preview, preview_key
 from polyreel.queue import Queue
 from polyreel.request import PromptSpan
 from tests.conftest import LiveServer
@@ -42,13 +42,16 @@ def test_a_job_can_be_watched_until_it_ends(queue: Queue) -> None:
         REQUEST, model="wan-tiny", height=128, width=192, prompts=(PromptSpan("x", 9),), num_inference_steps=20
     )
     job = queue.submit(queued(request)).job
-    previews = Previews(queue.records.client)
-    preview: Preview = until(lambda: previews.read(job.id))
+
+    def shown() -> Preview | None:
+        return parse_preview(queue.records.client.get(preview_key(job.id)))
+
+    preview: Preview = until(shown)
     assert 1 <= preview.step <= 20
     image = Image.open(io.BytesIO(preview.jpeg))
     assert (image.format, image.size) == ("JPEG", (12, 8))
     ended = until(lambda: (stored := queue.records.get(job.id)) and stored.job.status.is_terminal and stored.job)
-    assert (ended.status.value, previews.read(job.id)) == ("succeeded", None)
+    assert (ended.status.value, shown()) == ("succeeded", None)
 
 
 def test_a_model_is_pinned_and_unloaded_on_command(queue: Queue) -> None:
