@@ -94,6 +94,14 @@ async def test_a_job_whose_record_has_expired_is_taken_out_of_the_index(
     assert api.records.client.zrange("polyreel:jobs:alice", 0, -1) == [stays]
 
 
+async def test_an_index_that_names_somebody_elses_job_shows_it_to_nobody(
+    api: Api, shared: Services, submit: Any
+) -> None:
+    of_bob = await submit("bob")
+    api.records.client.zadd("polyreel:jobs:alice", {of_bob: 1})
+    assert ids(await jobs_of(shared, "alice", 10)) == []
+
+
 async def test_ends_tidy_the_index_of_an_owner_who_never_lists(api: Api, submit: Any) -> None:
     gone, ends, stays = await submit(), await submit(), await submit()
     api.records.cancel(gone)
