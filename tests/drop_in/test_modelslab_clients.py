@@ -79,14 +79,14 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize(("server", "first"), [("live", "success"), ("hasty", "processing")])
+@pytest.mark.parametrize(("server", "first"), [("live", {"success", "processing"}), ("hasty", {"processing"})])
 def test_modelslab_py_makes_videos_from_text_and_from_a_picture(
-    server: str, first: str, request: pytest.FixtureRequest
+    server: str, first: set[str], request: pytest.FixtureRequest
 ) -> None:
     running: LiveServer = request.getfixturevalue(server)
     picture = base64.b64encode(png(80, 60)).decode()
     said = run_script(MODELSLAB_PY, running.base_url, running.key, picture)
-    assert [answer["status"] for answer in said["submitted"]] == [first, first]
+    assert {answer["status"] for answer in said["submitted"]} <= first  # held for 20 s, which a busy machine may need
     text, image = said["fetched"]
     assert (text["status"], image["status"]) == ("success", "success")
     assert clip_of(text["output"][0]).shape == (9, 64, 64)
