@@ -4,6 +4,7 @@
 --   polyreel:open:ms               hash, account to the milliseconds of a device that these are expected to take
 --   polyreel:used:{day}:{account}  hash of a day of UTC (days since the epoch): submits, and ms of a device
 --   polyreel:rate:{account}        when its last submit counts no longer, microseconds since the epoch
+--   polyreel:held                  hash, model all of whose jobs wait for their own accounts to the schema of who looked
 -- A job's record has `expected_ms`; `max_running`, where its key has one; `charged_to`, the time up to which a claim has
 -- been charged; `sharing`, how many jobs share the claim's call.
 local DAY_S = 86400

@@ -16,12 +16,20 @@ local function room(account, most)
 end
 
 -- The first waiting job of a model whose account may have one more; what is gone, ended or somebody's is not one. The
--- jobs of a line are of one account, so where one has to wait, the others of its line need not be read.
+-- jobs of a line are of one account, so where one has to wait, the others of its line need not be read. Where all have
+-- to, that is remembered until something changes: idle workers ask several times a second, and thousands may wait.
 local function head(model)
-  local ready, from, held = 'polyreel:ready:' .. model, 0, {}
+  local ready, from, held, is_held = 'polyreel:ready:' .. model, 0, {}, false
+  if redis.call('HGET', 'polyreel:held', model) == whole(terms.schema) then return nil end
   while true do
     local page, is_tidied = redis.call('ZRANGE', ready, from, from + 63, 'WITHSCORES'), false
-    if #page == 0 then return nil end
+    if #page == 0 then
+      if is_held then
+        redis.call('HSET', 'polyreel:held', model, whole(terms.schema))
+        redis.call('EXPIRE', 'polyreel:held', 5)
+      end
+      return nil
+    end
     for i = 1, #page, 2 do
       local id, place = page[i], tonumber(page[i + 1])
       local line = place >= 0 and place % LINES -- one that came back has none
@@ -33,6 +41,7 @@ local function head(model)
           is_tidied = true
         elseif tonumber(r[3] or '1') <= terms.schema then
           if room(account_of(r[5], r[6]), r[7]) > 0 then return id, t - (tonumber(r[4] or '') or t) end
+          is_held = true
           if line then held[line] = true end
         end
       end

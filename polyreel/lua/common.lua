@@ -29,8 +29,14 @@ local function whole(x)
   return string.format('%.0f', x)
 end
 
+-- What claim.lua found to wait for its own accounts may not have to any more.
+local function look_again()
+  redis.call('DEL', 'polyreel:held')
+end
+
 -- RQ's list shows the members of the order to RQ's own tools.
 local function show(id, model)
+  look_again()
   redis.call('SADD', 'polyreel:models', model)
   redis.call('LREM', RQ_QUEUE .. model, 1, id)
   redis.call('RPUSH', RQ_QUEUE .. model, id)
@@ -123,6 +129,7 @@ local function lease(id, model, worker, execution, t, lease_s)
 end
 
 local function unlease(id, model, execution)
+  look_again()
   redis.call('ZREM', 'polyreel:leases', id)
   if execution and execution ~= '' then
     redis.call('ZREM', RQ_WIP .. model, id .. ':' .. execution)

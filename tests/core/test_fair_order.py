@@ -297,6 +297,22 @@ def test_a_model_whose_jobs_may_not_run_is_passed_over_for_another(queue: Queue)
     assert len(queue.leases.claim("two", wishes)) == 1
 
 
+def test_a_worker_that_asks_again_costs_little_where_thousands_wait_for_their_own_key(queue: Queue) -> None:
+    client = queue.records.client
+    for _ in range(300):
+        submit(queue, "alice", max_running=1)
+    [running] = hold(queue)
+    assert hold(queue) == []
+    before = client.info("commandstats")["cmdstat_zrange"]["calls"]
+    assert [hold(queue) for _ in range(10)] == [[]] * 10
+    assert client.info("commandstats")["cmdstat_zrange"]["calls"] == before
+    other = submit(queue, "bob")
+    assert [one.job_id for one in hold(queue)] == [other]
+    assert hold(queue) == []
+    end(queue, running)
+    assert len(hold(queue)) == 1
+
+
 def test_a_shared_call_takes_no_more_of_a_keys_jobs_than_may_run(queue: Queue) -> None:
     mine = [submit(queue, "alice", batch_key="k", max_running=2) for _ in range(4)]
     others = [submit(queue, "bob", batch_key="k") for _ in range(2)]
