@@ -31,8 +31,10 @@ def documents(
     body: Schema = None,
     is_body_required: bool = True,
     body_media: tuple[str, ...] = ("application/json",),
+    other_bodies: Mapping[str, Schema] | None = None,
     answer: Schema = None,
     answer_media: str = "application/json",
+    other_answers: Mapping[str, Schema] | None = None,
     errors: Schema = None,
     error_media: str = "application/json",
     status: int = 200,
@@ -46,7 +48,9 @@ def documents(
         body: what the route reads; None for a route without a body.
         is_body_required: False for a body that may be left out.
         body_media: content types that clients send it as.
+        other_bodies: what it reads too, by content type.
         answer: what it answers with `status`.
+        other_answers: what it answers then too, by content type.
         errors: the dialect's error body, for every status of 400 and more.
         keys: names in `SCHEMES` of the ways to send a key, any one of them; () for a route that asks for none.
         parameters: of the query and headers, that the route's signature does not show; OpenAPI parameter objects.
@@ -56,7 +60,7 @@ def documents(
     if body is not None:
         extra["requestBody"] = {
             "required": is_body_required,
-            "content": {media: {"schema": schema_of(body, "validation")} for media in body_media},
+            "content": _content(dict.fromkeys(body_media, body) | dict(other_bodies or {}), "validation"),
         }
     if parameters:
         extra["parameters"] = [dict(parameter) for parameter in parameters]
@@ -66,7 +70,7 @@ def documents(
         "responses": {
             status: {
                 "description": "Answer",
-                "content": {answer_media: {"schema": schema_of(answer, "serialization")}},
+                "content": _content({answer_media: answer} | dict(other_answers or {}), "serialization"),
             },
             **{other: {"description": meaning} for other, meaning in (also or {}).items()},
             "4XX": wrong,
@@ -77,6 +81,11 @@ def documents(
         # FastAPI would say that the route answers in JSON too.
         "response_class": JSONResponse if answer_media == "application/json" else Response,
     }
+
+
+def _content(by_media: Mapping[str, Schema], mode: Any) -> dict[str, Any]:
+    """Return OpenAPI's `content`. Any: pydantic's mode; JSON."""
+    return {media: {"schema": schema_of(schema, mode)} for media, schema in by_media.items()}
 
 
 def schema_of(schema: Schema, mode: Any) -> dict[str, Any]:

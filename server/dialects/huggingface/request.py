@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 
 from polyreel.catalogue import Catalogue
 from polyreel.entries import MIN_SIDE
@@ -48,6 +50,10 @@ class Options(BaseModel):
     wait_for_model: bool | None = None
 
 
+#: An object is handed over before this body is read.
+_OR_OBJECT = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]})
+
+
 class Body(BaseModel):
     """The request body; null means absent.
 
@@ -55,7 +61,7 @@ class Body(BaseModel):
         inputs: the prompt, or a picture in base64.
     """
 
-    inputs: str | None = None
+    inputs: Annotated[str | None, _OR_OBJECT] = None
     parameters: Parameters | None = None
     options: Options | None = None
 

@@ -35,9 +35,13 @@ def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, An
     return {"name": name, "in": "header", "required": False, "schema": schema, "description": description}
 
 
+_FILE = {"type": "string", "format": "binary"}
+
 _GENERATES = documents(
     body=Body,
+    other_bodies=dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _FILE),
     answer_media="video/mp4",
+    other_answers={"application/json": {"type": "object", "description": "where `inputs` are an object: as `POST /`"}},
     errors=ErrorBody,
     parameters=(
         _header("x-use-cache", {"type": "boolean", "default": True}, "false: a new run"),
