@@ -37,6 +37,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "base64 for URLs": {"inputs": base64.urlsafe_b64encode(PICTURE).decode()},
     "base64 in lines": {"inputs": lines(TEXT)},
     "base64 in lines, as a shell puts them into JSON": {"content": b'{"inputs": "' + lines(TEXT).encode() + b'"}'},
+    "base64 in JSON that is indented, where the path says so": {
+        "content": b"\xef\xbb\xbf" + b" \n" * 99 + b'{"inputs": "' + TEXT.encode() + b'"}',
+        "path": I2V,
+    },
     "a data URL": {"inputs": f"data:image/png;base64,{TEXT}"},
     "base64 where the path says so": {"inputs": TEXT, "path": I2V},
     "base64 where an older path says so": {"inputs": TEXT, "path": "/pipeline/image-to-video/Lightricks/LTX-Video"},

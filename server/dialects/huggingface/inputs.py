@@ -13,6 +13,7 @@ import re
 #: How files of the formats begin that a picture may have; BMP's two letters alone could begin a prompt.
 _MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM....\x00\x00\x00\x00", re.DOTALL)
 
+_JSON = re.compile(rb"(\xef\xbb\xbf)?\s*\{")  # a byte order mark is tolerated, as everywhere
 _DATA_URL = re.compile(r"data:image/", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\r\n-]+")
 
@@ -22,7 +23,7 @@ _HEAD = 64
 
 def is_json(body: bytes) -> bool:
     """Return whether a body is meant as the JSON object that this contract takes."""
-    return body[:_HEAD].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    return bool(_JSON.match(body))
 
 
 def is_picture_file(body: bytes, content_type: str) -> bool:
