@@ -25,6 +25,10 @@ log = structlog.get_logger()
 #: Pause between two looks at a job, seconds; while Redis is away, the longer one.
 _LOOK_S, _AWAY_S = 0.25, 1.0
 
+#: Pause for each job that is followed in this process, where that is longer, seconds: a look takes about 2 ms of the
+#: process, so all of them together take a fifth of it at most, and up to a hundred jobs are looked at each second.
+_EACH_S = 0.01
+
 #: An estimate that alone has changed is told this seldom, seconds.
 _ETA_S = 5.0
 
@@ -69,8 +73,9 @@ Reading = Callable[[], Awaitable[Look | None]]
 class Watch:
     """What is known of one job, for all who follow it. Changes only on the event loop, so nothing is locked."""
 
-    def __init__(self, read: Reading) -> None:
+    def __init__(self, read: Reading, pause_s: Callable[[], float]) -> None:
         self._read = read
+        self._pause_s = pause_s
         self._changed = asyncio.Event()
         self._told_at = 0.0
         self.followers = 0
@@ -93,7 +98,7 @@ class Watch:
     async def run(self) -> None:
         """Look until the job has ended or its record is gone."""
         while not self.is_gone and not (self.latest and self.latest.stored.job.status.is_terminal):
-            pause_s = _LOOK_S
+            pause_s = self._pause_s()
             try:
                 with budget():  # of this look
                     self._take(await self._read())
@@ -125,6 +130,10 @@ class Watches:
     def __len__(self) -> int:
         return len(self._running)
 
+    def pause_s(self) -> float:
+        """Return how long each watch is to pause between two looks, seconds."""
+        return max(_LOOK_S, _EACH_S * len(self))
+
     @asynccontextmanager
     async def following(self, job_id: str, read: Reading) -> AsyncIterator[Watch]:
         """Follow a job while inside; the first follower begins to look, the last one ends it.
@@ -133,7 +142,7 @@ class Watches:
             read: asked on behalf of all, so it must not depend on who follows.
         """
         if job_id not in self._running:
-            watch = Watch(read)
+            watch = Watch(read, self.pause_s)
             self._running[job_id] = (watch, asyncio.create_task(watch.run(), name=f"watch {job_id}"))
         watch, task = self._running[job_id]
         watch.followers += 1

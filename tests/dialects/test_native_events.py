@@ -274,6 +274,24 @@ async def test_one_look_at_a_job_serves_all_who_follow_it_and_none_is_left_behin
     assert len(asyncio.all_tasks()) == before
 
 
+async def test_the_more_jobs_are_followed_the_longer_is_the_pause_between_looks_at_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+
+    async def read() -> None:
+        return None
+
+    watches = watching.Watches()
+    pauses = []
+    async with AsyncExitStack() as stack:
+        for n in range(100):
+            await stack.enter_async_context(watches.following(str(n), read))
+            pauses.append(watches.pause_s())
+    assert (pauses[0], pauses[24], pauses[99]) == (0.25, 0.25, 1.0)
+    assert len(watches) == 0
+
+
 @pytest.mark.slow
 async def test_three_hundred_follow_twenty_jobs_and_hear_of_each_step_within_a_second(
     api: Api, shared: Services, monkeypatch: pytest.MonkeyPatch
