@@ -182,6 +182,65 @@ def test_colours_are_the_published_ones() -> None:
     assert picture_of(latents, "AutoencoderKL").tolist() == [[[155, 161, 219]]]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' own schedulers
+@pytest.mark.parametrize(
+    ("name", "settings", "noise"),
+    [
+        (
+            "UniPCMultistepScheduler",
+            {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0},
+            "flow",
+        ),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "flow"),
+        ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, "flow"),
+        ("FlowMatchLCMScheduler", {}, "flow"),
+        ("UniPCMultistepScheduler", {}, "mixed"),
+        ("DPMSolverMultistepScheduler", {}, "mixed"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "mixed"),
+        ("DDIMScheduler", {"clip_sample": False}, "mixed"),
+        ("EulerDiscreteScheduler", {}, "added"),
+        ("EulerAncestralDiscreteScheduler", {}, "added"),
+    ],
+)
+def test_a_denoiser_that_knows_the_end_shows_it_at_every_step(name: str, settings: dict[str, Any], noise: str) -> None:
+    import diffusers
+    import torch
+
+    torch.manual_seed(1)
+    scheduler = getattr(diffusers, name)(**settings)
+    scheduler.set_timesteps(6)
+    end = torch.randn(1, 4, 3, 2, 2)
+    sample = torch.randn(end.shape) * scheduler.init_noise_sigma if noise == "added" else torch.randn(end.shape)
+    preview = Preview(SimpleNamespace(vae=None), {})
+    preview.watch(scheduler)
+    for number, timestep in enumerate(scheduler.timesteps):
+        if noise == "mixed":  # the end times the root of alpha, and noise
+            alpha = scheduler.alphas_cumprod[int(timestep)]
+            output = (sample - alpha**0.5 * end) / (1 - alpha) ** 0.5
+        else:  # the velocity, or the noise that was added
+            output = (sample - end) / scheduler.sigmas[number]
+        if noise == "added":
+            scheduler.scale_model_input(sample, timestep)
+        sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+        assert preview._step is not None
+        assert torch.allclose(preview._end(preview._step), end[:, :, 1].movedim(1, -1), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("name", ["PNDMScheduler", "DEISMultistepScheduler"])
+def test_a_scheduler_that_does_not_say_what_it_expects_shows_its_latents(name: str) -> None:
+    import diffusers
+    import torch
+
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(6)
+    preview = Preview(SimpleNamespace(vae=None), {})
+    preview.watch(scheduler)
+    after = scheduler.step(torch.ones(1, 4, 3, 2, 2), scheduler.timesteps[0], torch.randn(1, 4, 3, 2, 2))[0]
+    assert preview._step is not None
+    assert torch.equal(preview._end(preview._step), after[:, :, 1].movedim(1, -1))
+
+
 @pytest.mark.parametrize(("frames", "middle"), [(1, 0), (2, 1), (16, 8), (21, 10)])
 def test_the_middle_frame_is_shown(frames: int, middle: int) -> None:
     import torch
