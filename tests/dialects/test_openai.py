@@ -473,6 +473,17 @@ async def test_a_video_of_another_dialect_is_read_and_has_the_files_that_it_has(
     )
 
 
+@pytest.mark.anyio
+async def test_the_other_dialects_show_the_video_and_leave_the_pictures_out(api: Api) -> None:
+    video_id = (await create(api))["id"]
+    api.finish(video_id)
+    modelslab = (await api.http.post(f"/api/v6/video/fetch/{video_id}", json={"key": api.key})).json()
+    novita = (await api.http.get("/v3/async/task-result", params={"task_id": video_id}, headers=auth(api.key))).json()
+    assert [link.partition("?")[0].rpartition(".")[2] for link in modelslab["output"]] == ["mp4"]
+    assert [video["video_type"] for video in novita["videos"]] == ["mp4"]
+    assert novita["images"] == []
+
+
 # Remix
 
 
@@ -490,6 +501,19 @@ async def test_a_remix_has_a_new_prompt_and_everything_else_of_its_source(api: A
     assert (request.seed, request.negative_prompt, request.num_frames) == (7, "blurry", 9)
     assert request.prompts == (PromptSpan("a dog", 9),)
     assert (request.images, request.outputs) == (first.images, first.outputs)
+
+
+@pytest.mark.anyio
+async def test_a_remix_of_another_dialects_video_has_the_files_of_this_one(api: Api) -> None:
+    body = {"key": api.key, "prompt": "a cat", "model_id": "ltx", "output_type": "gif", "num_frames": 9, "seed": 5}
+    await api.http.post("/api/v6/video/text2video", json=body)
+    source = api.newest().job.id
+    api.finish(source)
+    answer = await api.http.post(f"{VIDEOS}/{source}/remix", json={"prompt": "a dog"}, headers=auth(api.key))
+    request = api.newest().job.request
+    assert (answer.json()["model"], answer.json()["remixed_from_video_id"]) == ("ltx", source)
+    assert (request.model, request.num_frames, request.seed) == ("ltx-tiny", 9, 5)
+    assert [output.format for output in request.outputs] == ["mp4", "thumbnail", "spritesheet"]
 
 
 @pytest.mark.anyio

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from polyreel.formats import formats
 from polyreel.job import JobStatus, VideoJob
 from polyreel.records import StoredJob
 from server.dialects import Link
@@ -105,11 +106,17 @@ def webhook_body(stored: StoredJob, link: Link, retention_s: float, settings: Mo
     return {
         "status": "success",
         "id": stored.number,
-        "output": [link(key, expires_at) for key in job.output_keys],
+        "output": [link(key, expires_at) for key in output_keys(job)],
         "generationTime": round(job.seconds_taken, 2),
         "track_id": track_id,
         "meta": meta(stored),
     }
+
+
+def output_keys(job: VideoJob) -> list[str]:
+    """Return the public keys of a job's outputs; the still pictures that another dialect asks for beside are none."""
+    made, known = zip(job.output_keys, job.request.outputs, strict=True), formats()
+    return [key for key, spec in made if known[spec.format].kind != "picture"]
 
 
 def links_end_at(job: VideoJob, retention_s: float) -> float:

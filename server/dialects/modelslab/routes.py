@@ -22,7 +22,15 @@ from polyreel.request import ImageCondition, VideoRequest
 from server.body import parse_object, read_body, validate
 from server.credentials import bearer, the_only
 from server.dialects.modelslab import image_to_video, text_to_video
-from server.dialects.modelslab.answers import TEMP_S, RequestCount, SystemDetails, VideoAnswer, links_end_at, to_wire
+from server.dialects.modelslab.answers import (
+    TEMP_S,
+    RequestCount,
+    SystemDetails,
+    VideoAnswer,
+    links_end_at,
+    output_keys,
+    to_wire,
+)
 from server.dialects.modelslab.fields import Fields
 from server.dialects.modelslab.image_to_video import ImageToVideo
 from server.dialects.modelslab.refusals import ErrorAnswer, PictureNotFetched, Unreadable
@@ -205,7 +213,7 @@ async def _answer(shared: Services, request: Request, stored: StoredJob) -> dict
     job = stored.job
     base_url = job.base_url or job.vendor.get("base_url") or shared.base_url(request)  # 0.1 kept it in `vendor`
     expires_at = links_end_at(job, shared.settings.retention_s)
-    links = [shared.link(base_url, key, expires_at) for key in job.output_keys]
+    links = [shared.link(base_url, key, expires_at) for key in output_keys(job)]
     return to_wire(stored, links, base_url + _fetch_path(request, stored.number), await _eta_s(shared, stored))
 
 

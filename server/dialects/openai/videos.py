@@ -31,7 +31,7 @@ from server.dialects.openai.video import DeletedVideo, Video, VideoList, to_wire
 from server.files import file_response
 from server.forms import Form, is_form, parse_form
 from server.listing import jobs_of
-from server.openapi import documents
+from server.openapi import Schema, documents, schema_of
 from server.pictures import MAX_BODY_BYTES, Picture
 from server.removal import remove
 from server.services import Services, services
@@ -48,6 +48,27 @@ _LEAST_POLL_S, _MOST_POLL_S = 0.25, 5.0
 _DOWNLOAD_S = 3600
 
 _JSON_OR_FORM = ("application/json", "multipart/form-data")
+
+#: The queries, as OpenAPI describes them.
+_LISTING = (
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": _LONGEST_PAGE}},
+    {"name": "after", "in": "query", "schema": {"type": "string"}},
+    {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
+)
+_VARIANT = ({"name": "variant", "in": "query", "schema": {"enum": list(VARIANTS)}},)
+
+#: What else `/content` answers with: thumbnails and spritesheets.
+_PICTURES: dict[str, Schema] = {"image/webp": None, "image/jpeg": None}
+
+
+def _form_of(model: type[BaseModel], *files: str) -> dict[str, Schema]:
+    """Return what a form of the same fields is in OpenAPI; some of them may be files in it."""
+    schema = schema_of(model, "validation")
+    binary = {name: {"type": "string", "format": "binary"} for name in files}
+    return {"multipart/form-data": {**schema, "properties": {**schema["properties"], **binary}}}
+
+
+_FORM = _form_of(CreateVideo, "input_reference")
 
 
 class RemixVideo(BaseModel):
@@ -67,7 +88,7 @@ class Page(BaseModel):
 router = APIRouter()
 
 
-@router.post("/videos", **documents(body=CreateVideo, body_media=_JSON_OR_FORM, answer=Video, errors=ErrorBody))
+@router.post("/videos", **documents(body=CreateVideo, other_bodies=_FORM, answer=Video, errors=ErrorBody))
 async def create(request: Request) -> Response:
     """Submit; answers at once with the video object."""
     shared = services(request)
@@ -91,11 +112,7 @@ async def create(request: Request) -> Response:
     return _answer(shared, stored)
 
 
-@router.get("/videos", **documents(answer=VideoList, errors=ErrorBody, parameters=(
-    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": _LONGEST_PAGE}},
-    {"name": "after", "in": "query", "schema": {"type": "string"}},
-    {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
-)))  # fmt: skip
+@router.get("/videos", **documents(answer=VideoList, errors=ErrorBody, parameters=_LISTING))
 async def list_videos(request: Request) -> Response:
     """List the owner's videos, newest first, also those that were made in another dialect."""
     shared = services(request)
@@ -145,9 +162,10 @@ async def delete(request: Request, video_id: str) -> Response:
 
 
 @router.head("/videos/{video_id}/content", include_in_schema=False)
-@router.get("/videos/{video_id}/content", **documents(answer_media="video/mp4", errors=ErrorBody, parameters=(
-    {"name": "variant", "in": "query", "schema": {"enum": list(VARIANTS)}},
-)))  # fmt: skip
+@router.get(
+    "/videos/{video_id}/content",
+    **documents(answer_media="video/mp4", other_answers=_PICTURES, errors=ErrorBody, parameters=_VARIANT),
+)
 async def content(request: Request, video_id: str) -> Response:
     """Answer with the bytes of the video, its thumbnail (WebP) or its spritesheet (JPEG); ranges work."""
     shared = services(request)
