@@ -299,7 +299,7 @@ def test_a_model_whose_jobs_may_not_run_is_passed_over_for_another(queue: Queue)
 
 def test_a_worker_that_asks_again_costs_little_where_thousands_wait_for_their_own_key(queue: Queue) -> None:
     client = queue.records.client
-    for _ in range(300):
+    for _ in range(130):
         submit(queue, "alice", max_running=1)
     [running] = hold(queue)
     assert hold(queue) == []

@@ -70,7 +70,7 @@ async def test_a_limit_is_a_429_that_says_when_it_is_free_again(api: Api, store:
         await submit(api, dialect, text, Idempotency_Key=f"k{number}")
     [refused], jobs = await submit(api, dialect, text, Idempotency_Key="k2")
     assert_is_error(dialect, refused, 429)
-    assert refused.headers["Retry-After"] in ("29", "30")
+    assert 20 <= int(refused.headers["Retry-After"]) <= 30
     assert jobs == []
     [again], jobs = await submit(api, dialect, text, Idempotency_Key="k0")
     assert again.status_code in (200, 202), "what was taken before is answered"
@@ -81,7 +81,7 @@ async def test_a_limit_is_a_429_that_says_when_it_is_free_again(api: Api, store:
 async def test_of_a_hundred_submits_at_once_exactly_as_many_are_taken_as_may(
     api: Api, store: KeyStore, dialect: Dialect
 ) -> None:
-    text, key = store.create("carol", limits=KeyLimits(requests_per_minute=7))
+    text, key = store.create("carol", limits=KeyLimits(requests_per_minute=2))  # the next is due in 30 s
     statuses: list[int] = []
     method, path = dialect.example.method, dialect.example.path
 
@@ -103,9 +103,8 @@ async def test_of_a_hundred_submits_at_once_exactly_as_many_are_taken_as_may(
                 for number in range(100):
                     senders.start_soon(send, number)
             group.cancel_scope.cancel()
-    assert sorted(statuses) == [statuses and min(statuses)] * 7 + [429] * 93
-    assert min(statuses) in (200, 202)
-    assert api.records.usage(f"key:{key.id}").submits == 7
+    assert sorted(statuses) in ([200] * 2 + [429] * 98, [202] * 2 + [429] * 98)
+    assert api.records.usage(f"key:{key.id}").submits == 2
 
 
 @every_submit
