@@ -130,3 +130,22 @@ async def test_a_body_cannot_say_whose_job_it_is_or_how_much_it_may(
     [made] = jobs
     assert (made.job.owner, made.job.account, made.job.status) == ("carol", f"key:{key.id}", "queued")
     assert "alice" not in json.dumps({**made.job.to_record(), "request": ""})
+
+
+@every_submit
+async def test_what_a_job_is_expected_to_take_is_reserved_and_counts_against_the_day(
+    api: Api, store: KeyStore, dialect: Dialect
+) -> None:
+    for model in api.app.state.services.catalogue.models:
+        api.records.learn_seconds(model, 40.0)
+    text, _ = store.create("carol", limits=KeyLimits(gpu_seconds_per_day=39))
+    [refused], jobs = await submit(api, dialect, text)
+    assert_is_error(dialect, refused, 429)
+    assert "This job is expected to take 40 seconds of a GPU, and this API key may use 39 a day." in refused.text
+    assert jobs == []
+    text, key = store.create("carol", limits=KeyLimits(gpu_seconds_per_day=41))
+    caller = await api.app.state.services.callers.find(text)
+    [_], [made] = await submit(api, dialect, text)
+    assert (await api.app.state.services.usage(caller)).reserved_seconds == 0.0, "it has ended"
+    await api.app.state.services.submit(made.job.request, dialect=dialect.name, caller=caller)
+    assert api.records.usage(f"key:{key.id}").reserved_seconds == 40.0
