@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -132,6 +136,27 @@ client.videos.delete(slow.id)
 """
 
 
+# The guide's own commands, but for host, key, length and size, and with steps to keep them short.
+GUIDE = """
+cd "$FOLDER"
+curl -sS -X POST "$BASE/v1/videos" -H "Authorization: Bearer $KEY" -H "Content-Type: multipart/form-data" \\
+  -F prompt="She turns around and smiles, then slowly walks out of the frame." \\
+  -F model="sora-2-pro" -F size="64x64" -F seconds="1" -F num_inference_steps=2 \\
+  -F input_reference="@sample_720p.jpeg;type=image/jpeg" > created.json
+ID=$(python3 -c 'import json; print(json.load(open("created.json"))["id"])')
+until curl -sS "$BASE/v1/videos/$ID" -H "Authorization: Bearer $KEY" | tee status.json | grep -q '"completed"'; do
+  grep -q '"failed"' status.json && exit 1
+  sleep 0.2
+done
+curl -L "$BASE/v1/videos/$ID/content" -H "Authorization: Bearer $KEY" --output video.mp4
+curl -L "$BASE/v1/videos/$ID/content?variant=thumbnail" -H "Authorization: Bearer $KEY" --output thumbnail.webp
+curl -sS -X POST "$BASE/v1/videos/$ID/remix" -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" \\
+  -d '{"prompt": "Shift the color palette to teal, sand, and rust, with a warm backlight."}' > remixed.json
+curl -sS "$BASE/v1/videos?limit=20&after=$ID&order=asc" -H "Authorization: Bearer $KEY" > listed.json
+curl -X DELETE "$BASE/v1/videos/$ID" -H "Authorization: Bearer $KEY" > deleted.json
+"""
+
+
 def size_of(file: Path) -> tuple[str | None, tuple[int, int]]:
     with Image.open(io.BytesIO(file.read_bytes())) as picture:
         return picture.format, picture.size
@@ -174,6 +199,25 @@ def test_a_picture_goes_in_as_a_file_a_stream_a_tuple_or_a_data_url(live: LiveSe
     done = run_script(REFERENCE, live.base_url, live.key, str(picture))
     assert done["status"] == ["completed"] * 5
     assert done["same"] == [True, True, True, True, False]
+
+
+def test_the_commands_of_the_guide_work(live: LiveServer, tmp_path: Path) -> None:
+    if not shutil.which("curl"):
+        if os.environ.get("CI"):
+            pytest.fail("curl is needed for the guide's commands")
+        pytest.skip("curl is not installed")
+    picture = Image.new("RGB", (1280, 720), (90, 140, 200))
+    picture.save(tmp_path / "sample_720p.jpeg")
+    environment = {**os.environ, "BASE": live.base_url, "KEY": live.key, "FOLDER": str(tmp_path)}
+    subprocess.run(["bash", "-euc", GUIDE], env=environment, check=True, capture_output=True, timeout=200)
+    said = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in
+            ("created", "remixed", "listed", "deleted")}  # fmt: skip
+    assert (said["created"]["status"], said["created"]["model"]) == ("queued", "sora-2-pro")
+    assert decode((tmp_path / "video.mp4").read_bytes()).shape == (16, 64, 64)
+    assert size_of(tmp_path / "thumbnail.webp") == ("WEBP", (64, 64))
+    assert said["remixed"]["remixed_from_video_id"] == said["created"]["id"]
+    assert [video["id"] for video in said["listed"]["data"]] == [said["remixed"]["id"]]
+    assert said["deleted"] == {"id": said["created"]["id"], "object": "video.deleted", "deleted": True}
 
 
 def test_every_refusal_is_an_exception_of_the_right_class(live: LiveServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,9 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from polyreel.cli import app
 from polyreel.formats import Audio, formats
 from polyreel.request import OutputSpec
 from server.conformance import Suite, suites
@@ -298,6 +301,21 @@ def test_a_missing_key_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.delenv("CONFORMANCE_KEY", raising=False)
     assert main(["--base-url", "http://a.test"]) == 2
     assert "--key is missing" in capsys.readouterr().err
+
+
+def test_the_command_line_passes_the_key_on_where_nobody_can_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], str]] = []
+    monkeypatch.setenv("CONFORMANCE_KEY", "")  # put back after the test
+    monkeypatch.setattr(
+        "polyreel.cli.os.execv", lambda _, words: started.append((words, os.environ["CONFORMANCE_KEY"]))
+    )
+    given = ["conformance", "--base-url", "http://a.test", "--key", KEY, "--dialect", "novita", "--dialect", "openai"]
+    CliRunner().invoke(app, [*given, "--json"], catch_exceptions=False)
+    [(words, key)] = started
+    assert words[-6:] == [
+        "-m", "server.conformance", "--base-url=http://a.test", "--dialect=novita", "--dialect=openai", "--json",
+    ]  # fmt: skip
+    assert (key, [word for word in words if KEY in word]) == (KEY, [])
 
 
 # What files are
