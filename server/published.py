@@ -10,7 +10,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from polyreel.errors import QueueUnavailable, StorageFailed
 from polyreel.job import JobStatus, VideoJob
@@ -21,8 +21,9 @@ _PUBLIC = re.compile(r"out/(?P<id>[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})/(?P
 #: Jobs that are remembered; a hundred bytes or two each.
 _MOST = 10_000
 
-#: For how long a record is believed to be there, seconds.
-_FRESH_S = 1.0
+#: For how long a record is believed to be there, seconds; and after Redis was away, when nobody could delete it: a
+#: player that asks for one range after the other is not to wait for Redis each time.
+_FRESH_S, _AWAY_S = 1.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,12 @@ class _Known:
     Args:
         files: public key to key in the storage.
         kept_until: when they go, seconds since the epoch: holds also while Redis is away.
-        read_at: by our clock.
+        good_until: by our clock; after that the record is looked for again.
     """
 
     files: Mapping[str, str]
     kept_until: float
-    read_at: float
+    good_until: float
 
 
 class Published:
@@ -79,18 +80,19 @@ class Published:
 
     async def _look_up(self, job_id: str, read: Callable[[str], Awaitable[StoredJob | None]]) -> _Known | None:
         known = self._known.get(job_id)
-        if known is None or self._clock() - known.read_at > _FRESH_S:
+        if known is None or self._clock() > known.good_until:
             try:
                 stored = await read(job_id)
             except QueueUnavailable:
                 if known is None or known.kept_until < time.time():
                     raise
+                self._known[job_id] = replace(known, good_until=self._clock() + _AWAY_S)
                 return known
             if stored is None or stored.job.status is not JobStatus.SUCCEEDED:
                 self.forget(job_id)
                 return None
             kept_until = stored.job.kept_until(self._retention_s)
-            known = self._known[job_id] = _Known(published(stored.job), kept_until, self._clock())
+            known = self._known[job_id] = _Known(published(stored.job), kept_until, self._clock() + _FRESH_S)
             while len(self._known) > self._most:
                 self._known.popitem(last=False)
         self._known.move_to_end(job_id)

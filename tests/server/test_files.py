@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from polyreel.broker import start_embedded
+from polyreel.errors import QueueUnavailable, StorageFailed
 from polyreel.job import JobStatus, Output, attempt_key
 from polyreel.keys import ApiKeys
 from polyreel.leases import Leases, Wishes
@@ -367,3 +368,46 @@ async def test_what_was_asked_for_longest_ago_is_forgotten_first() -> None:
         key = f"out/{ids[name]}/{ids[name]}.mp4"
         assert await published.storage_key(key, read) == f"out/{ids[name]}/3/{ids[name]}.mp4"
     assert asked == [ids[0], ids[1], ids[2], ids[1]]
+
+
+async def test_a_record_is_looked_for_once_a_second_and_less_often_while_redis_is_away() -> None:
+    asked: list[float] = []
+    now, state = [100.0], ["there"]
+    key = f"out/{ID}/{ID}.mp4"
+    output = Output(attempt_key(key, 3), "mp4", "video/mp4", 7, 64, 96, 9, 8.0, "0" * 64)
+    job = queued(id=ID, output_keys=(key,), outputs=(output,), status=JobStatus.SUCCEEDED, ended_at=time.time())
+
+    async def read(_job_id: str) -> StoredJob | None:
+        asked.append(now[0])
+        if state[0] == "away":
+            raise QueueUnavailable("The queue does not answer right now.")
+        return StoredJob(job, 1, 3, False) if state[0] == "there" else None
+
+    published = Published(retention_s=60, clock=lambda: now[0])
+    for at, then in ((100.0, "there"), (101.0, "there"), (101.1, "away"), (106.0, "away"), (106.2, "there")):
+        now[0], state[0] = at, then
+        assert await published.storage_key(key, read) == f"out/{ID}/3/{ID}.mp4"
+    assert asked == [100.0, 101.1, 106.2]
+    now[0], state[0] = 107.3, "gone"
+    with pytest.raises(StorageFailed):
+        await published.storage_key(key, read)
+
+
+async def test_a_file_whose_time_is_over_is_not_served_though_redis_is_away() -> None:
+    key = f"out/{ID}/{ID}.mp4"
+    output = Output(attempt_key(key, 3), "mp4", "video/mp4", 7, 64, 96, 9, 8.0, "0" * 64)
+    over = queued(
+        id=ID, output_keys=(key,), outputs=(output,), status=JobStatus.SUCCEEDED, ended_at=time.time() - 61, keep_s=60.0
+    )
+    now, is_away = [100.0], [False]
+
+    async def read(_job_id: str) -> StoredJob:
+        if is_away[0]:
+            raise QueueUnavailable("The queue does not answer right now.")
+        return StoredJob(over, 1, 3, False)
+
+    published = Published(retention_s=3600, clock=lambda: now[0])
+    await published.storage_key(key, read)  # its record is still there
+    now[0], is_away[0] = 102.0, True
+    with pytest.raises(QueueUnavailable):
+        await published.storage_key(key, read)
