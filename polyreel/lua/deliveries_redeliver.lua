@@ -7,9 +7,9 @@ if not r[1] then return '' end
 if not r[2] or r[2] == '' then return 'none' end
 if not is_over(r[1]) then return 'open' end
 local t, receiver, state = now(), receiver_of(r[2]), 'polyreel:webhook:' .. id
-if redis.call('ZSCORE', 'polyreel:webhooks:leases', id .. ' ' .. receiver) then return 'pending' end -- under way
 redis.call('HSET', state, 'state', 'pending', 'tries', 0)
 redis.call('HDEL', state, 'next_at')
 expire_with_record(id, state)
-await_delivery(id, receiver, t)
+local is_under_way = redis.call('ZSCORE', 'polyreel:webhooks:leases', id .. ' ' .. receiver)
+if not is_under_way then await_delivery(id, receiver, t) end
 return 'pending'

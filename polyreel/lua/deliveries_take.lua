@@ -12,11 +12,11 @@ if tonumber(redis.call('ZSCORE', couriers, terms.courier) or '0') < t - terms.co
   redis.call('EXPIRE', couriers, terms.courier_s)
 end
 
--- 1. What a courier had that has died waits again: first of its line, as it came first.
+-- 1. What a courier had that has died waits again, unless an older attempt turned out to have brought it.
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. seconds(t))) do
   local id, receiver = string.match(member, '^(%S+) (.*)$')
   redis.call('ZREM', leases, member)
-  await_delivery(id, receiver, t)
+  if redis.call('HGET', 'polyreel:webhook:' .. id, 'state') ~= 'delivered' then await_delivery(id, receiver, t) end
 end
 
 -- 2. How many deliveries each receiver has now, from all couriers.

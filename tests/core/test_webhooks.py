@@ -183,6 +183,19 @@ def test_a_success_counts_whoever_brings_it(queue: Queue, webhooks: Webhooks) ->
     assert counts(queue.records.client) == {"webhooks_delivered": 1}
 
 
+def test_what_a_slow_courier_brought_is_not_brought_again_when_the_next_one_dies(
+    queue: Queue, webhooks: Webhooks
+) -> None:
+    ended(queue)
+    slow = take_one(webhooks)
+    kill_courier(queue.records.client)
+    take_one(webhooks)
+    webhooks.note(slow, Attempt(1, 200, "", 40_000), "delivered")
+    kill_courier(queue.records.client)
+    assert take(webhooks) == []
+    assert left(queue.records.client) == []
+
+
 def test_an_older_failure_takes_nothing_from_who_has_the_delivery_now(queue: Queue, webhooks: Webhooks) -> None:
     job_id = ended(queue)
     slow = take_one(webhooks)
@@ -282,6 +295,8 @@ def test_one_that_is_under_way_is_not_begun_twice(queue: Queue, webhooks: Webhoo
     take_one(webhooks)
     webhooks.redeliver(job_id)
     assert take(webhooks) == []
+    kill_courier(queue.records.client)
+    assert take_one(webhooks).attempt_of_round == 1, "and has all its tries if it comes to nothing"
 
 
 def test_what_there_is_not_cannot_be_delivered_again(queue: Queue, webhooks: Webhooks) -> None:
