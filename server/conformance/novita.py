@@ -15,6 +15,7 @@ _TR = 'novita.ai/docs "Task Result API"'
 _QM = 'novita.ai/docs "Query Model"'
 _CODES = "novita.ai/docs, error codes"
 _CLIENT = "novita-client 0.7.1 raises on any other type"
+_PLAYERS = "RFC 9110: players and download managers ask so"
 
 _SUBMIT, _RESULT = "/v3/async/txt2video", "/v3/async/task-result"
 
@@ -80,8 +81,10 @@ async def _video(server: Server, link: object) -> AsyncIterator[Finding]:
     yield equal("the video is an mp4", found.kind, "mp4", _TTV)
     yield equal("it has exactly the frames that were asked for", found.frames, 8, _TTV)
     yield equal("it has exactly the size that was asked for", found.size, "256x256", _TTV)
+    head = await server.file(link, "HEAD")
+    yield equal("HEAD tells its length", head.header("content-length"), str(len(whole.content)), _PLAYERS)
     part = await server.file(link, Range="bytes=0-9")
-    yield equal("a range of it is answered with 206", part.status, 206, "RFC 9110, section 14: players seek")
+    yield equal("a range of it is answered with 206", part.status, 206, _PLAYERS)
 
 
 async def _refusals(server: Server) -> AsyncIterator[Finding]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from polyreel.catalogue import Catalogue
 from polyreel.entries import MIN_SIDE, ServedModel
 from polyreel.errors import ConfigurationError, InvalidRequest, UnknownModel, did_you_mean
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
-from server.wire import Integer, Number, check_length, check_limits, check_prompt, check_range, choose_seed
+from server.wire import MAX_PROMPT, Integer, Number, check_length, check_limits, check_prompt, check_range, choose_seed
 
 _SIZE = re.compile(r"(?P<width>\d{1,5})x(?P<height>\d{1,5})")
 _MOST_FPS = 60
@@ -33,6 +33,11 @@ class OpenAISettings(BaseModel):
     default_model: str | None = None
 
 
+#: Checked apart, for its messages; OpenAPI is told here what the check wants.
+Prompt = Annotated[str | None, Field(json_schema_extra={"minLength": 1, "maxLength": MAX_PROMPT, "pattern": r"\S"})]
+NEEDS_PROMPT = ConfigDict(json_schema_extra={"required": ["prompt"]})
+
+
 class ImageReference(BaseModel):
     """A picture by its address; OpenAI's uploaded files do not exist here."""
 
@@ -51,7 +56,8 @@ class CreateVideo(BaseModel):
     The first five are OpenAI's, the rest are those of vLLM-Omni that mean something here.
     """
 
-    prompt: str | None = None
+    model_config = NEEDS_PROMPT
+    prompt: Prompt = None
     model: str | None = None
     seconds: Number | None = None
     size: str | None = None

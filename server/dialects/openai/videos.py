@@ -18,10 +18,12 @@ from polyreel.request import ImageCondition, PromptSpan, VideoRequest
 from server.body import parse_object, read_body, validate
 from server.credentials import bearer
 from server.dialects.openai.creation import (
+    NEEDS_PROMPT,
     VARIANTS,
     CreateVideo,
     ImageReference,
     OpenAISettings,
+    Prompt,
     from_wire,
     outputs,
     served,
@@ -74,7 +76,8 @@ _FORM = _form_of(CreateVideo, "input_reference")
 class RemixVideo(BaseModel):
     """The body of a remix."""
 
-    prompt: str | None = None
+    model_config = NEEDS_PROMPT
+    prompt: Prompt = None
 
 
 class Page(BaseModel):
@@ -126,9 +129,9 @@ async def list_videos(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": page.has_more})
 
 
-@router.post("/videos/edits", **documents(errors=ErrorBody, answer=Video))
-@router.post("/videos/extensions", **documents(errors=ErrorBody, answer=Video))
-@router.post("/videos/characters", **documents(errors=ErrorBody))
+@router.post("/videos/edits", include_in_schema=False)
+@router.post("/videos/extensions", include_in_schema=False)
+@router.post("/videos/characters", include_in_schema=False)
 async def from_a_video(request: Request) -> Response:
     """Refuse what would start from a finished video's pixels: no family here reads one."""
     await services(request).caller(bearer(request), "submit")
