@@ -168,16 +168,16 @@ async def test_a_job_kept_for_a_minute_has_links_for_a_minute(api: Api) -> None:
 async def test_a_job_is_found_again_though_the_link_of_its_picture_is_dead(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fetched(self: Services, field: str, _text: str) -> Picture:
-        return await self.check_picture(field, png(9, 7))
+    async def fetched(self: Services, wanted: list[tuple[str, str]]) -> list[Picture]:
+        return [await self.check_picture(field, png(9, 7)) for field, _ in wanted]
 
-    async def dead(_self: Services, field: str, _text: str) -> Picture:
-        raise InvalidRequest(f"{field}: nothing is there", field)
+    async def dead(_self: Services, wanted: list[tuple[str, str]]) -> list[Picture]:
+        raise InvalidRequest(f"{wanted[0][0]}: nothing is there", wanted[0][0])
 
     link = body(image="https://pictures.example.com/cat.png")
-    monkeypatch.setattr(Services, "fetch_picture", fetched)
+    monkeypatch.setattr(Services, "fetch_pictures", fetched)
     first = await post(api, link, **{"Idempotency-Key": "retry"})
-    monkeypatch.setattr(Services, "fetch_picture", dead)
+    monkeypatch.setattr(Services, "fetch_pictures", dead)
     again = await post(api, link, **{"Idempotency-Key": "retry"})
     assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
     new = await post(api, link)
