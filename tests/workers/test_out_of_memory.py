@@ -232,8 +232,7 @@ def test_without_leave_to_retry_the_job_fails_at_once(make_runner: MakeRunner, q
 def test_the_other_models_go_first(make_residency: Callable[..., Residency], queue: Queue, tmp_path: Path) -> None:
     family = RunningOut("denoising")
     residency = make_residency(capacity=3, **{"ltx-tiny": family, "other": Quick(), "pinned": Quick()})
-    models = residency.catalogue.models
-    models["pinned"] = models["pinned"].model_copy(update={"pinned": True})
+    residency.pin("pinned")
     for name in ("other", "pinned"):
         residency.get(name)
     family.fits = lambda placement, request: residency.loaded == ["pinned", "ltx-tiny"]
