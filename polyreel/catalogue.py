@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from polyreel.entries import Adapter, ServedModel, Task
 from polyreel.errors import ConfigurationError, InvalidRequest, NotServedYet, UnknownModel, did_you_mean
@@ -15,6 +16,10 @@ from polyreel.request import VideoRequest
 
 #: The dialect in which entries go by their catalogue names, those of every other dialect being understood too.
 OWN = "native"
+
+#: A client's own names of fields by the neutral ones, `VideoRequest`'s and "image", as far as they differ.
+Words = Mapping[str, str]
+NEUTRAL: Words = MappingProxyType({})
 
 
 class Catalogue:
@@ -113,11 +118,12 @@ class Catalogue:
         """As `resolve_lora`, for a textual inversion."""
         return _resolve_adapter("Embedding", self._embedding_by_name, self.embeddings, dialect, public_name, model)
 
-    def admit(self, request: VideoRequest, dialect: str | None = None) -> VideoRequest:
+    def admit(self, request: VideoRequest, dialect: str | None = None, words: Words = NEUTRAL) -> VideoRequest:
         """Return the request as it is to run: with pictures, on the entry's companion where it needs one.
 
         Args:
             dialect: refusals name models as its clients do; None for an operator, who knows the catalogue's names.
+            words: refusals name fields so.
 
         Raises:
             NotServedYet: neither the entry nor its companion can do what was asked; names what and who can.
@@ -127,14 +133,15 @@ class Catalogue:
         request = replace(request, model=self._runs(asked, request))
         entry = self.models[request.model]
         if request.model != asked:
-            self._check_adapters(request, dialect)
-            _check_companion(entry, request)
-        for task, field in _wanted(request):
+            self._check_adapters(request, dialect, words)
+            _check_companion(entry, request, words)
+        for task, neutral in _wanted(request):
             if task not in entry.tasks:
                 able = [name for name in self.models if task in self.models[self._runs(name, request)].tasks]
                 if dialect is not None:
                     able = [public for name in able for public in _names(name, self.models[name], dialect)]
                 called = request.model if dialect is None else self.called(asked, dialect)
+                field = words.get(neutral, neutral)
                 raise NotServedYet(
                     f"{field}: {called} cannot do this ({task}). Models that can: {', '.join(able) or 'none here'}.",
                     field,
@@ -152,16 +159,17 @@ class Catalogue:
         entry = self.models[model]
         return entry.i2v if request.images and "i2v" not in entry.tasks and entry.i2v else model
 
-    def _check_adapters(self, request: VideoRequest, dialect: str | None) -> None:
+    def _check_adapters(self, request: VideoRequest, dialect: str | None, words: Words) -> None:
         """Raise `NotServedYet` for a LoRA or embedding that was made for the entry, but not for its companion."""
         uses = [("loras", self.loras, use.name) for use in request.loras]
         uses += [("embeddings", self.embeddings, name) for name in request.embeddings]
-        for field, adapters, name in uses:
+        for neutral, adapters, name in uses:
             adapter = adapters[name]
             if request.model not in adapter.models:
                 called, runs = name, request.model
                 if dialect is not None:
                     called, runs = next(iter(_names(name, adapter, dialect)), "it"), "the model"
+                field = words.get(neutral, neutral)
                 raise NotServedYet(
                     f"{field}: {called} was not made for {runs}, which runs requests with a picture here; "
                     "leave one of the two out.",
@@ -178,16 +186,17 @@ def _names(name: str, entry: ServedModel | Adapter, dialect: str) -> tuple[str, 
     return (*((name,) if dialect == OWN else ()), *entry.names.get(dialect, ()))
 
 
-def _check_companion(entry: ServedModel, request: VideoRequest) -> None:
+def _check_companion(entry: ServedModel, request: VideoRequest, words: Words) -> None:
     """Raise `InvalidRequest` for what the entry that was asked for allows, and its companion does not."""
     limits = entry.limits
-    for field, value, most in (
+    for neutral, value, most in (
         ("num_frames", request.num_frames, limits.num_frames),
         ("height", request.height, limits.side),
         ("width", request.width, limits.side),
         ("num_inference_steps", request.num_inference_steps, limits.num_inference_steps),
     ):
         if value > most:
+            field = words.get(neutral, neutral)
             raise InvalidRequest(f"{field} must be at most {most} for a video from a picture, got {value}", field)
 
 

@@ -14,11 +14,13 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
+from polyreel.catalogue import NEUTRAL, Words
+from polyreel.errors import KeyReused, TooManyJobs
 from polyreel.formats import formats
 from polyreel.job import JobStatus, Output, VideoJob, attempt_key, new_job
 from polyreel.keys import Caller
 from polyreel.records import StoredJob
-from polyreel.request import VideoRequest
+from polyreel.request import OutputSpec, VideoRequest
 from polyreel.terms import Terms
 from server.services import Services
 
@@ -40,18 +42,30 @@ async def rehearse(
     terms: Terms,
     base_url: str,
     webhook: str,
+    words: Words = NEUTRAL,
 ) -> StoredJob:
     """Record a job that has ended already; its webhook is told as any other's.
 
+    What would be refused in earnest is refused here too, and it counts as a submit of its key.
+
     Args:
-        request: what would have run; its one output is an mp4.
+        request: what would have run. The record has the sample's format, and no pictures, as nothing looks at them.
         end: SUCCEEDED, with the sample as its video, or FAILED.
         vendor, base_url, webhook: see `VideoJob`. Any: JSON.
+        words: see `Catalogue.admit`.
+
+    Returns:
+        The record; an earlier job's for an Idempotency-Key that came before with the same request.
 
     Raises:
         StorageFailed: the sample could not be stored.
-        As `Services.submit` for what the queue says of its key.
+        As `Services.submit`.
     """
+    earlier = await shared.earlier(caller.owner, terms)
+    if earlier is not None:
+        return earlier
+    request = await shared.admit(request, dialect, caller, words)
+    request = replace(request, images=(), outputs=(OutputSpec("mp4", request.fps),))
     job = new_job(request, dialect=dialect, owner=caller.owner, extensions=(formats()["mp4"].extension,), vendor=vendor)
     job = replace(job, account=caller.account, base_url=base_url, webhook=webhook)
     if end is JobStatus.SUCCEEDED:
@@ -59,8 +73,20 @@ async def rehearse(
         job = replace(job, outputs=(output,), progress=100)
     else:
         job = replace(job, error_code="mock_failure", error_message=MOCK_FAILURE)
-    taken = await shared.gate.in_thread(shared.queue.submit, job, replace(terms, limits=caller.limits, ends=end.value))
+    terms = replace(terms, limits=caller.limits, ends=end.value)
+    try:
+        taken = await shared.gate.in_thread(shared.queue.submit, job, terms)
+    except (TooManyJobs, KeyReused):
+        await _forget_sample(shared, job)
+        raise
+    if taken.job.id != job.id:  # the same request came twice at once
+        await _forget_sample(shared, job)
     return await shared.get(taken.job.id, caller.owner)
+
+
+async def _forget_sample(shared: Services, job: VideoJob) -> None:
+    for output in job.outputs:
+        await run_in_threadpool(shared.storage.delete, output.key)
 
 
 def _store_sample(shared: Services, job: VideoJob) -> Output:

@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 import polyreel
 from polyreel.admission import check_fits, needed_bytes
-from polyreel.catalogue import Catalogue
+from polyreel.catalogue import NEUTRAL, Catalogue, Words
 from polyreel.errors import (
     KeyReused,
     NotCancellable,
@@ -204,6 +204,7 @@ class Services:
         base_url: str = "",
         webhook: str = "",
         keep_s: float = 0.0,
+        words: Words = NEUTRAL,
     ) -> StoredJob:
         """Acknowledge a job: once this returns, it will run.
 
@@ -212,27 +213,23 @@ class Services:
             pictures: what `request.images` names, stored when nothing else refuses the request.
             terms: from `server.submission.read_terms`.
             base_url, webhook, keep_s: see `VideoJob`; a webhook has passed `check_url`.
+            words: see `Catalogue.admit`.
 
         Returns:
             The record; an earlier job's for an Idempotency-Key that came before with the same request.
 
         Raises:
             KeyReused: the Idempotency-Key stands for another request.
-            NotAllowed: the key may not use this model.
             StorageFailed: a picture could not be stored.
-            InvalidRequest: more than the model's entry allows, what it cannot do, or more than the largest device that
-                serves it can hold. Asked here, not in each dialect: all pass here, also those whose own documented
-                ranges allow more.
+            NotAllowed, InvalidRequest: as `admit`, which is asked here, not in each dialect: all pass here, also those
+                whose own documented ranges allow more.
             TooManyJobs, QueueUnavailable: nothing was acknowledged; `LimitReached` where the key's own limit says so.
         """
         terms = terms or Terms()
         earlier = await self.earlier(caller.owner, terms)
         if earlier is not None:
             return earlier
-        called = self.catalogue.called(request.model, dialect)
-        caller.need_model(request.model, called)
-        request = self.catalogue.admit(request, dialect)
-        await self._check_fits(request, called)
+        request = await self.admit(request, dialect, caller, words)
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=caller.owner, extensions=extensions, vendor=dict(vendor or {}))
         own_s = await self._own_s(request)
@@ -249,6 +246,24 @@ class Services:
             return await self.gate.in_thread(self.queue.submit, job, terms)
         await self._check_room()
         return await self._submit_with(pictures, job, terms)
+
+    async def admit(self, request: VideoRequest, dialect: str, caller: Caller, words: Words = NEUTRAL) -> VideoRequest:
+        """Return a request as it is to run, if it may.
+
+        Args:
+            words: see `Catalogue.admit`.
+
+        Raises:
+            NotAllowed: the key may not use this model.
+            InvalidRequest: more than the model's entry allows, what it cannot do, or more than the largest device that
+                serves it can hold.
+            QueueUnavailable: Redis does not answer.
+        """
+        called = self.catalogue.called(request.model, dialect)
+        caller.need_model(request.model, called)
+        request = self.catalogue.admit(request, dialect, words)
+        await self._check_fits(request, called)
+        return request
 
     async def _own_s(self, request: VideoRequest) -> float | None:
         """Return how long a job would take by itself, None for unknown.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,25 +16,18 @@ from server.dialects.modelslab import ModelsLabSettings, image_to_video
 from server.dialects.modelslab.answers import to_wire
 from server.dialects.modelslab.image_to_video import ImageToVideo
 from tests.conftest import Api
-from tests.core.recorder import PUBLIC, Recorder, outbound
+from tests.core.recorder import PUBLIC
 from tests.dialects.golden import Row, finished, golden, without_drawn_seed
+from tests.dialects.links import LINK, answering
 from tests.dialects.modelslab import IMAGE, fetch, submit
 from tests.server.pictures import png
 
 FILE_PREFIX = "2be1702e-3a1f-46ee-811c-350cee84b66e"
 CLAMP_HINT = " (setting dialects.modelslab.out_of_range: clamp would adjust it)"
-LINK = "https://pictures.example/cat.png"
 
 
 def in_base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-def answering(api: Api, status: str, content: bytes) -> Recorder:
-    """Let every link lead to this answer; no socket is opened."""
-    recorder = Recorder(f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
-    api.app.state.services = replace(api.app.state.services, outbound=outbound(recorder))
-    return recorder
 
 
 @pytest.mark.parametrize("row", golden("modelslab/img2video"), ids=str)

@@ -29,7 +29,8 @@ PAGE: dict[str, Any] = {
 
 def request_of(catalogue: Catalogue, width: int = 1600, height: int = 900, **fields: Any) -> VideoRequest:
     wire = validate(ImageToVideo, PAGE | fields)
-    return img2video.from_wire(wire, "wan-tiny", catalogue, width, height)
+    video = img2video.from_wire(wire, "wan-tiny", catalogue)
+    return img2video.with_size_of(video, width, height, wire.image_file_resize_mode)
 
 
 def test_the_pages_example_becomes_the_neutral_request(catalogue: Catalogue) -> None:

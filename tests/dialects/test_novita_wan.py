@@ -9,16 +9,32 @@ import pytest
 from polyreel.catalogue import Catalogue
 from polyreel.entries import Adapter
 from polyreel.errors import ConfigurationError, InvalidRequest, UnknownModel, UnknownRoute
-from polyreel.request import AdapterUse, OutputSpec, PromptSpan, VideoRequest
+from polyreel.request import AdapterUse, ImageCondition, OutputSpec, PromptSpan, VideoRequest, picture_key
 from polyreel.settings import Settings
 from server.body import validate
 from server.dialects.novita import wan
 from server.dialects.novita.settings import NovitaSettings, check, model_of
 from server.dialects.novita.wan import WanTextToVideo
 from tests.conftest import Api
+from tests.core.recorder import PUBLIC
+from tests.dialects.links import LINK, answering
 from tests.server.pictures import picture_text, png
 
 T2V, I2V, RESULT = "/v3/async/wan-t2v", "/v3/async/wan-i2v", "/v3/async/task-result"
+IMG = "/v3/async/img2video"
+
+#: The least body of each route that takes a picture, by its link.
+WITH_LINK: dict[str, dict[str, Any]] = {
+    I2V: {"prompt": "a red fox", "image_url": LINK},
+    IMG: {
+        "model_name": "SVD",
+        "image_file": LINK,
+        "frames_num": 14,
+        "frames_per_second": 6,
+        "image_file_resize_mode": "ORIGINAL_RESOLUTION",
+        "steps": 20,
+    },
+}
 
 
 def request_of(catalogue: Catalogue, settings: NovitaSettings | None = None, **fields: Any) -> VideoRequest:
@@ -153,7 +169,8 @@ def test_a_lora_that_comes_twice_is_refused(settings: Settings) -> None:
 def test_a_video_of_a_picture_keeps_its_aspect_and_about_the_pixels(
     catalogue: Catalogue, width: int, height: int, size: tuple[int, int]
 ) -> None:
-    assert wan.with_aspect_of(request_of(catalogue), width, height, 1280) == size
+    request = wan.with_aspect_of(request_of(catalogue), width, height, 1280)
+    assert (request.height, request.width) == size
 
 
 @pytest.mark.anyio
@@ -185,16 +202,61 @@ async def test_a_picture_and_a_text_make_a_task_with_the_pictures_aspect(api: Ap
     [
         (None, "image_url is required"),
         (picture_text(b"no picture"), "image_url must be a picture (PNG, JPEG, WEBP, GIF, BMP), got something else"),
-        ("http://127.0.0.1/a.png", None),
+        ("http://pictures.example/a.png", "image_url must start with https://, got http://"),
+        (
+            "https://127.0.0.1/a.png",
+            "image_url must lead to a public address; the operator of this server can allow others (webhook_allow)",
+        ),
     ],
 )
-async def test_a_missing_or_wrong_picture_is_refused(api: Api, image_url: str | None, message: str | None) -> None:
+async def test_a_missing_or_wrong_picture_is_refused(api: Api, image_url: str | None, message: str) -> None:
     body = {"prompt": "a fox"} | ({"image_url": image_url} if image_url else {})
     response = await api.http.post(I2V, json=body, headers={"Authorization": f"Bearer {api.key}"})
-    assert (response.status_code, response.json()["reason"]) == (400, "INVALID_REQUEST_BODY")
-    assert message is None or response.json()["message"] == message
-    assert "image_url" in response.json()["message"]
+    assert (response.status_code, response.json()) == (
+        400,
+        {"code": 400, "reason": "INVALID_REQUEST_BODY", "message": message, "metadata": {}},
+    )
     assert api.records.open_ids() == []
+
+
+@pytest.mark.anyio
+async def test_a_link_is_fetched_and_one_of_which_nothing_comes_is_named(api: Api) -> None:
+    headers = {"Authorization": f"Bearer {api.key}"}
+    recorder = answering(api, "200 OK", png(320, 320))
+    response = await api.http.post(I2V, json={"prompt": "a fox", "image_url": LINK}, headers=headers)
+    assert (response.status_code, recorder.connects) == (200, [(PUBLIC, 443)])
+    assert api.newest().job.request.images == (ImageCondition(picture_key(png(320, 320))),)
+    answering(api, "404 Not Found", b"")
+    response = await api.http.post(I2V, json={"prompt": "a fox", "image_url": LINK}, headers=headers)
+    assert (response.status_code, response.json()["message"]) == (400, "image_url was answered with status 404")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", [I2V, IMG])
+async def test_a_repetition_gets_its_task_also_when_its_picture_has_gone(api: Api, path: str) -> None:
+    headers = {"Authorization": f"Bearer {api.key}", "Idempotency-Key": "one"}
+    answering(api, "200 OK", png(64, 64))
+    first = await api.http.post(path, json=WITH_LINK[path], headers=headers)
+    recorder = answering(api, "404 Not Found", b"")
+    again = await api.http.post(path, json=WITH_LINK[path], headers=headers)
+    assert (first.status_code, again.status_code, recorder.connects) == (200, 200, [])
+    assert again.json() == first.json() == {"task_id": api.newest().job.id}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", [I2V, IMG])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 51}, {"seed": -2}, {"extra": {"webhook": {"url": "https://10.0.0.1/"}}}],
+    ids=["steps", "seed", "webhook"],
+)
+async def test_nothing_is_fetched_for_a_request_that_is_wrong_otherwise(
+    api: Api, path: str, wrong: dict[str, Any]
+) -> None:
+    recorder = answering(api, "200 OK", png(64, 64))
+    headers = {"Authorization": f"Bearer {api.key}"}
+    response = await api.http.post(path, json=WITH_LINK[path] | wrong, headers=headers)
+    assert (response.status_code, recorder.connects) == (400, [])
 
 
 def test_the_endpoints_take_the_first_model_that_can_or_the_one_that_is_set(catalogue: Catalogue) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from polyreel.job import JobStatus
+from polyreel.key_store import KeyStore, pepper_of
+from polyreel.keys import KeyLimits
+from polyreel.settings import Settings
 from server.dialects import Dialect
 from server.dialects.novita import DIALECT
 from server.dialects.novita.settings import NovitaSettings
@@ -18,6 +22,7 @@ from tests.live.decode import decode
 pytestmark = pytest.mark.anyio
 
 URL = "https://hooks.example.com/novita?token=1"
+MOCK = {"url": URL, "test_mode": {"enabled": True, "return_task_status": "TASK_STATUS_SUCCEED"}}
 
 
 def told(api: Api, job_id: str, dialect: Dialect = DIALECT) -> dict[str, Any]:
@@ -112,6 +117,52 @@ async def test_a_mock_task_counts_no_worker_and_leaves_nothing_open(api: Api) ->
     assert client.hgetall("polyreel:open:owners") == {}
     assert client.zcard("polyreel:ready:animatediff-tiny") == 0
     assert client.hget("polyreel:counts", "succeeded") == "1"
+
+
+async def test_the_test_mode_refuses_what_would_be_refused_in_earnest(make_api: Callable[..., Api]) -> None:
+    api = make_api(dialects={})
+    entry = api.app.state.services.catalogue.models["wan-tiny"]
+    named = entry.model_copy(update={"names": {"novita": ("wan.safetensors",)}})
+    api = make_api(models={"wan-tiny": named}, loras={}, embeddings={}, dialects={})
+    body = BASE | {"model_name": "wan.safetensors", "closed_loop": True, "extra": {"webhook": MOCK}}
+    response = await api.http.post(SUBMIT, json=body, headers=auth(api.key))
+    assert (response.status_code, response.json()["message"]) == (
+        400,
+        "closed_loop: wan.safetensors cannot do this (closed_loop). Models that can: none here.",
+    )
+
+
+async def test_the_test_mode_is_held_to_the_keys_models_and_limits(api: Api, settings: Settings) -> None:
+    store = KeyStore(api.records.client, pepper_of(settings))
+    body = BASE | {"extra": {"webhook": MOCK}}
+    other, _ = store.create("carol", limits=KeyLimits(models=("ltx-tiny",)))
+    response = await api.http.post(SUBMIT, json=body, headers=auth(other))
+    assert (response.status_code, response.json()["reason"]) == (403, "API_NOT_ALLOWED")
+
+    seldom, key = store.create("dave", limits=KeyLimits(requests_per_minute=1))
+    responses = [await api.http.post(SUBMIT, json=body, headers=auth(seldom)) for _ in range(2)]
+    assert [(one.status_code, one.json().get("reason")) for one in responses] == [
+        (200, None),
+        (429, "RATE_LIMIT_EXCEEDED"),
+    ]
+    usage = api.records.usage(f"key:{key.id}")
+    assert (usage.submits, usage.gpu_seconds) == (1, 0)
+    assert samples_of(api) == [responses[0].json()["task_id"]], "what is refused leaves no file"
+
+
+async def test_a_repeated_test_mode_is_one_task_with_one_file(api: Api) -> None:
+    headers = auth(api.key) | {"Idempotency-Key": "one"}
+    answers = [await api.http.post(SUBMIT, json=BASE | {"extra": {"webhook": MOCK}}, headers=headers) for _ in range(2)]
+    assert answers[0].json() == answers[1].json()
+    assert samples_of(api) == [answers[0].json()["task_id"]]
+    other = BASE | {"steps": 9, "extra": {"webhook": MOCK}}
+    reused = await api.http.post(SUBMIT, json=other, headers=headers)
+    assert (reused.status_code, samples_of(api)) == (422, [answers[0].json()["task_id"]])
+
+
+def samples_of(api: Api) -> list[str]:
+    """Return the ids of the jobs that have files."""
+    return sorted({path.stem for path in (api.scratch / "results").rglob("*.mp4")})
 
 
 async def test_a_test_mode_that_is_off_makes_a_real_task(api: Api) -> None:

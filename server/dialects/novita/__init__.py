@@ -7,8 +7,7 @@ are the routes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,35 +15,26 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from polyreel.errors import InvalidRequest, QueueUnavailable
-from polyreel.job import JobStatus
 from polyreel.keys import Caller
 from polyreel.records import StoredJob
-from polyreel.request import ImageCondition, OutputSpec, VideoRequest
+from polyreel.request import VideoRequest
 from server.body import parse_object, read_body, validate
 from server.credentials import bearer_or_raw
 from server.dialects import Dialect, Example
 from server.dialects.novita import img2video, provider, txt2video, wan
 from server.dialects.novita.errors import Problem, ResultUnavailable, render_error
-from server.dialects.novita.extras import Extra, Webhook
 from server.dialects.novita.listing import ModelList, page
 from server.dialects.novita.results import TaskResult, result, webhook
 from server.dialects.novita.settings import NovitaSettings, check, model_of, settings_of
+from server.dialects.novita.submits import FirstFrame, Submit, TaskId
 from server.openapi import documents
-from server.pictures import MAX_BODY_BYTES, Picture
-from server.rehearsal import rehearse
+from server.pictures import MAX_BODY_BYTES
 from server.services import Services, services
-from server.submission import read_terms
 from server.synchronous import wait_for_video
 
 router = APIRouter(prefix="/v3")
 
 _KEYS = ("bearer", "authorization")
-
-
-class TaskId(BaseModel):
-    """What a submit answers."""
-
-    task_id: str
 
 
 class User(BaseModel):
@@ -55,18 +45,23 @@ class User(BaseModel):
     free_trial: dict[str, Any] = {}  # Any: JSON; empty
 
 
+def _documents(body: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    return documents(body=body, answer=answer, errors=Problem, keys=_KEYS)
+
+
 def _submit(body: type[BaseModel]) -> dict[str, Any]:
-    return documents(body=body, answer=TaskId, errors=Problem, keys=_KEYS)
+    return _documents(body, TaskId)
 
 
 @router.post("/async/txt2video", **_submit(txt2video.TextToVideo))
 async def submit_txt2video(request: Request) -> Response:
-    """Submit; answers at once with the task's id. 200, as both official clients take any other status for an error."""
+    """Submit; answers at once with the task's id."""
     shared, caller = await _caller(request, "submit")
     raw = await read_body(request, shared.settings.max_body_bytes)
     wire = validate(txt2video.TextToVideo, await parse_object(raw))
     video = txt2video.from_wire(wire, shared.catalogue, settings_of(request))
-    return await _acknowledge(request, caller, raw, video, wire.extra, "TXT_TO_VIDEO")
+    submit = Submit(request, caller, raw, "TXT_TO_VIDEO", wire.extra, words={"image": "model_name"})
+    return await submit.acknowledge(video)
 
 
 @router.post("/async/wan-t2v", **_submit(wan.WanTextToVideo))
@@ -78,7 +73,7 @@ async def submit_wan_t2v(request: Request) -> Response:
     settings = settings_of(request)
     model = model_of("wan-t2v", shared.catalogue, settings)
     video = wan.from_wire(wire, model, shared.catalogue, settings)
-    return await _acknowledge(request, caller, raw, video, wire.extra, "WAN_TXT_TO_VIDEO")
+    return await Submit(request, caller, raw, "WAN_TXT_TO_VIDEO", wire.extra).acknowledge(video)
 
 
 @router.post("/async/wan-i2v", **_submit(wan.WanImageToVideo))
@@ -90,11 +85,9 @@ async def submit_wan_i2v(request: Request) -> Response:
     settings = settings_of(request)
     model = model_of("wan-i2v", shared.catalogue, settings)
     video = wan.from_wire(wire, model, shared.catalogue, settings)
-    picture = await shared.fetch_picture("image_url", wire.image_url)
-    most = shared.catalogue[model].limits.side
-    height, width = wan.with_aspect_of(video, picture.width, picture.height, most)
-    video = replace(video, height=height, width=width, images=(ImageCondition(picture.key),))
-    return await _acknowledge(request, caller, raw, video, wire.extra, "WAN_IMG_TO_VIDEO", (picture,))
+    fit = partial(wan.with_aspect_of, most=shared.catalogue[model].limits.side)
+    first_frame = FirstFrame("image_url", wire.image_url, fit)
+    return await Submit(request, caller, raw, "WAN_IMG_TO_VIDEO", wire.extra).acknowledge(video, first_frame)
 
 
 @router.post("/async/img2video", **_submit(img2video.ImageToVideo))
@@ -104,10 +97,10 @@ async def submit_img2video(request: Request) -> Response:
     raw = await read_body(request, max(shared.settings.max_body_bytes, MAX_BODY_BYTES))
     wire = validate(img2video.ImageToVideo, await parse_object(raw))
     model = model_of("img2video", shared.catalogue, settings_of(request))
-    picture = await shared.fetch_picture("image_file", wire.image_file)
-    video = img2video.from_wire(wire, model, shared.catalogue, picture.width, picture.height)
-    video = replace(video, images=(ImageCondition(picture.key, strength=img2video.strength(wire)),))
-    return await _acknowledge(request, caller, raw, video, wire.extra, "IMG_TO_VIDEO", (picture,))
+    video = img2video.from_wire(wire, model, shared.catalogue)
+    fit = partial(img2video.with_size_of, mode=wire.image_file_resize_mode)
+    first_frame = FirstFrame("image_file", wire.image_file, fit, img2video.strength(wire))
+    return await Submit(request, caller, raw, "IMG_TO_VIDEO", wire.extra).acknowledge(video, first_frame)
 
 
 @router.post("/async/{name:provider_model}", **_submit(provider.ProviderBody))
@@ -115,27 +108,35 @@ async def submit_for_provider(request: Request, name: str) -> Response:
     """Submit to a model by its name, as Hugging Face's JavaScript client does with the provider "novita"."""
     shared = services(request)
     model = provider.model_named(shared.catalogue, name)  # first: what is no API is unknown also without a key
-    _, caller = await _caller(request, "submit")
-    raw = await read_body(request, shared.settings.max_body_bytes)
-    video = provider.from_wire(validate(provider.ProviderBody, await parse_object(raw)), model, shared.catalogue)
-    return await _acknowledge(request, caller, raw, video, None, "TXT_TO_VIDEO")
+    submit, video = await _for_provider(request, model)
+    return await submit.acknowledge(video)
 
 
-@router.post("/hf/{name:path}", **documents(body=provider.ProviderBody, answer=provider.ProviderAnswer, errors=Problem))
+@router.post("/hf/{name:path}", **_documents(provider.ProviderBody, provider.ProviderAnswer))
 async def wait_for_provider(request: Request, name: str) -> Response:
     """Make a video and answer with its link, as Hugging Face's Python client expects of the provider "novita"."""
     shared, settings = services(request), settings_of(request)
     is_wan = name == "wan-t2v"
     model = model_of(name, shared.catalogue, settings) if is_wan else provider.model_named(shared.catalogue, name)
-    _, caller = await _caller(request, "submit")
-    raw = await read_body(request, shared.settings.max_body_bytes)
-    video = provider.from_wire(validate(provider.ProviderBody, await parse_object(raw)), model, shared.catalogue)
-    stored = await _make(request, caller, raw, video, None, "TXT_TO_VIDEO", ())
+    submit, video = await _for_provider(request, model)
     stored = await wait_for_video(
-        shared, request, stored, caller.owner, settings.hf_wait_s, cancel_when_client_leaves=False
+        shared,
+        request,
+        await submit.make(video),
+        submit.caller.owner,
+        settings.hf_wait_s,
+        cancel_when_client_leaves=False,
     )
     answer = _result(request, shared, stored)
     return JSONResponse({"video": {"video_url": answer["videos"][0]["video_url"]}})
+
+
+async def _for_provider(request: Request, model: str) -> tuple[Submit, VideoRequest]:
+    shared, caller = await _caller(request, "submit")
+    raw = await read_body(request, shared.settings.max_body_bytes)
+    wire = validate(provider.ProviderBody, await parse_object(raw))
+    video = provider.from_wire(wire, model, shared.catalogue)
+    return Submit(request, caller, raw, "TXT_TO_VIDEO", words={"image": "prompt"}), video
 
 
 @router.get(
@@ -179,68 +180,6 @@ async def _caller(request: Request, scope: Any) -> tuple[Services, Caller]:
     """Return the services, and who calls; Any: a `Scope`."""
     shared = services(request)
     return shared, await shared.caller(bearer_or_raw(request), scope)
-
-
-async def _acknowledge(
-    request: Request,
-    caller: Caller,
-    raw: bytes,
-    video: VideoRequest,
-    extra: Extra | None,
-    task_type: str,
-    pictures: Sequence[Picture] = (),
-) -> Response:
-    stored = await _make(request, caller, raw, video, extra, task_type, pictures)
-    return JSONResponse({"task_id": stored.job.id})
-
-
-async def _make(
-    request: Request,
-    caller: Caller,
-    raw: bytes,
-    video: VideoRequest,
-    extra: Extra | None,
-    task_type: str,
-    pictures: Sequence[Picture],
-) -> StoredJob:
-    """Submit a job, or end it at once in a webhook's test mode."""
-    shared, hook = services(request), extra.webhook if extra else None
-    terms = await read_terms(request, "novita", raw)
-    vendor: dict[str, object] = {"task_type": task_type}
-    url = shared.check_url("extra.webhook.url", hook.url) if hook else ""
-    end = _mock_end(hook)
-    if end is None:
-        return await shared.submit(
-            video,
-            dialect="novita",
-            caller=caller,
-            vendor=vendor,
-            pictures=pictures,
-            terms=terms,
-            base_url=shared.base_url(request),
-            webhook=url,
-        )
-    # The sample is an mp4, whatever was asked for; pictures are not kept, since nothing looks at them.
-    mock = replace(video, images=(), outputs=(OutputSpec("mp4", video.fps),))
-    return await rehearse(
-        shared,
-        mock,
-        end,
-        dialect="novita",
-        caller=caller,
-        vendor=vendor,
-        terms=terms,
-        base_url=shared.base_url(request),
-        webhook=url,
-    )
-
-
-def _mock_end(hook: Webhook | None) -> JobStatus | None:
-    """Return how the mock task of a webhook's test mode ends, None outside of it."""
-    if hook is None or hook.test_mode is None or not hook.test_mode.enabled:
-        return None
-    succeeds = hook.test_mode.return_task_status == "TASK_STATUS_SUCCEED"
-    return JobStatus.SUCCEEDED if succeeds else JobStatus.FAILED
 
 
 def _result(request: Request, shared: Services, stored: StoredJob, eta_s: int = 0) -> dict[str, Any]:

@@ -8,11 +8,13 @@ Source: novita.ai/docs "Image to Video".
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from polyreel.catalogue import Catalogue
+from polyreel.entries import MIN_SIDE
 from polyreel.errors import InvalidRequest
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
 from server.dialects.novita.extras import Extra
@@ -59,12 +61,11 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def from_wire(wire: ImageToVideo, model: str, catalogue: Catalogue, width: int, height: int) -> VideoRequest:
-    """Translate a body into the neutral request, but for its picture.
+def from_wire(wire: ImageToVideo, model: str, catalogue: Catalogue) -> VideoRequest:
+    """Translate a body into the neutral request, but for its picture, which decides the size.
 
     Args:
         model: catalogue name of what runs this endpoint.
-        width, height: of the picture, pixels.
 
     Raises:
         InvalidRequest: names the field.
@@ -79,12 +80,11 @@ def from_wire(wire: ImageToVideo, model: str, catalogue: Catalogue, width: int, 
     fps = _FPS
     if wire.enable_frame_interpolation:
         frames, fps = (frames - 1) * (_SMOOTH_FPS // _FPS) + 1, _SMOOTH_FPS
-    tall, wide = _size(wire, width, height)
     return VideoRequest(
         model=model,
         prompts=(PromptSpan("", frames),),
-        height=tall,
-        width=wide,
+        height=_SHORT,
+        width=_LONG,
         fps=fps,
         num_inference_steps=wire.steps,
         guidance_scale=catalogue[model].defaults.guidance_scale,
@@ -98,10 +98,15 @@ def strength(wire: ImageToVideo) -> float:
     return 1.0 - (wire.cond_aug or 0.0)
 
 
-def _size(wire: ImageToVideo, width: int, height: int) -> tuple[int, int]:
-    """Return height and width of the video, which lies or stands as its picture does."""
+def with_size_of(request: VideoRequest, width: int, height: int, mode: str) -> VideoRequest:
+    """Return the request at the size that a picture makes it, lying or standing as the picture does.
+
+    Args:
+        width, height: of the picture, pixels.
+        mode: `image_file_resize_mode`.
+    """
     wide, tall = (_LONG, _SHORT) if width >= height else (_SHORT, _LONG)
-    if wire.image_file_resize_mode == "CROP_TO_ASPECT_RATIO":
-        return tall, wide
-    scale = min(1.0, wide / width, tall / height)
-    return max(64, round(height * scale)), max(64, round(width * scale))
+    if mode != "CROP_TO_ASPECT_RATIO":
+        scale = min(1.0, wide / width, tall / height)
+        wide, tall = max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
+    return replace(request, height=tall, width=wide)

@@ -7,6 +7,7 @@ Sources: novita.ai/docs "Wan 2.1 Text to Video" and "Wan 2.1 Image to Video". `m
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -123,8 +124,8 @@ def _size(wire: WanTextToVideo) -> tuple[int, int]:
     return size
 
 
-def with_aspect_of(request: VideoRequest, width: int, height: int, most: int) -> tuple[int, int]:
-    """Return height and width of a video that keeps a picture's aspect and about the pixels that were asked for.
+def with_aspect_of(request: VideoRequest, width: int, height: int, most: int) -> VideoRequest:
+    """Return the request at the size that keeps a picture's aspect and about the pixels that were asked for.
 
     Args:
         width, height: of the picture.
@@ -137,7 +138,7 @@ def with_aspect_of(request: VideoRequest, width: int, height: int, most: int) ->
     tall, wide = math.sqrt(pixels * aspect), math.sqrt(pixels / aspect)
     scale = min(1.0, most / max(tall, wide))
     height, width = (max(MIN_SIDE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in (tall, wide))
-    return height, width
+    return replace(request, height=height, width=width)
 
 
 def _loras(loras: list[WanLora], catalogue: Catalogue, model: str) -> tuple[AdapterUse, ...]:
