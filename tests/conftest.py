@@ -269,6 +269,6 @@ def stop_live_server(process: subprocess.Popen[bytes]) -> None:
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A live server with the tiny profile, shared by the tests that only use it."""
     folder = tmp_path_factory.mktemp("live")
-    server = start_live_server(folder / "state", folder / "up.log")
+    server = start_live_server(folder / "state", folder / "up.log", POLYREEL_WEBHOOK_ALLOW="127.0.0.1")
     yield server
     stop_live_server(server.process)
