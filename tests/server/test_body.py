@@ -44,6 +44,31 @@ async def test_twenty_mebibytes_of_lists_cost_neither_time_nor_memory() -> None:
     assert peak < 1_000_000
 
 
+async def test_a_hundred_thousand_commas_are_read_and_one_more_refused() -> None:
+    numbers = b'{"x": [' + b"1," * 99_999 + b'1], "y": 1}'
+    assert len((await parse_object(numbers))["x"]) == 100_000
+    with pytest.raises(InvalidRequest) as refused:
+        await parse_object(numbers.replace(b"[", b"[1,"))
+    assert refused.value.message == "The request body has more than 100000 commas."
+
+
+async def test_a_hundred_digits_are_a_number_and_one_more_is_refused() -> None:
+    assert await parse_object(b'{"x": %s}' % (b"9" * 100)) == {"x": 10**100 - 1}
+    with pytest.raises(InvalidRequest) as refused:
+        await parse_object(b'{"x": %s}' % (b"9" * 101))
+    assert refused.value.message == "The request body holds the number 99999999999999999999…, which is too large."
+
+
+@pytest.mark.parametrize("thing", [b'"%07x": 1', b"9999999"], ids=["names", "numbers"])
+async def test_no_body_of_twenty_mebibytes_holds_the_event_loop_for_long(thing: bytes) -> None:
+    things = [thing % number for number in range(1_500_000)] if b"%" in thing else [thing * 600] * 4_900
+    body = b'{"x": %s}' % (b"{%s}" if b"%" in thing else b"[%s]") % b",".join(things)
+    began = time.monotonic()
+    with pytest.raises(InvalidRequest):
+        await parse_object(body)
+    assert time.monotonic() - began < 0.3  # 2 s and 0.6 s, if all of it is parsed
+
+
 @pytest.mark.parametrize(("length", "beside_the_loop"), [(65_536, False), (65_537, True)])
 async def test_a_long_body_is_parsed_beside_the_event_loop(
     length: int, beside_the_loop: bool, monkeypatch: pytest.MonkeyPatch
