@@ -55,7 +55,7 @@ def retry_after_s(text: str, now: float) -> float:
         return min(float(text), _MOST_RETRY_AFTER_S)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a zone or a day with twenty digits
         return 0.0
     if moment.tzinfo is None:  # "-0000": a date without a word about its zone is UTC in HTTP
         moment = moment.replace(tzinfo=UTC)
