@@ -11,6 +11,7 @@ import base64
 import binascii
 import io
 import re
+import struct
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -154,6 +155,6 @@ def look_at(field: str, content: bytes) -> tuple[int, int]:
         raise InvalidRequest(f"{field} must be a picture ({', '.join(_FORMATS)}), got something else", field) from None
     except Image.DecompressionBombError:  # beyond Pillow's own limit, which comes first
         raise InvalidRequest(f"{field} must have at most {MAX_PIXELS} pixels, got many times more", field) from None
-    except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError):
+    except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, struct.error):
         # What Pillow raises for damaged files of one format or another.
         raise InvalidRequest(f"{field} is a damaged picture; send it again whole", field) from None

@@ -100,6 +100,13 @@ def test_a_picture_that_is_cut_off_is_damaged(format):
         look_at("image", content[: len(content) * 2 // 3])
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0", b"Exif\0\0II+\0\x08\0\0\0"])
+def test_a_picture_whose_exif_ends_too_soon_is_damaged(format, exif):
+    with pytest.raises(InvalidRequest, match="image is a damaged picture; send it again whole"):
+        look_at("image", encoded(Image.new("RGB", (8, 6)), format, exif=exif))
+
+
 @pytest.mark.parametrize(
     ("width", "height", "said"),
     [
