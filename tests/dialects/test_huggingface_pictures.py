@@ -172,7 +172,7 @@ async def test_a_picture_for_a_model_of_texts_without_a_companion_names_those_th
     answer = await ask(api, inputs=TEXT)
     assert (answer.status_code, answer.json()["error"]) == (
         400,
-        "image: Lightricks/LTX-Video cannot do this (i2v). Models that can: Wan-AI/Wan2.1-T2V-1.3B, "
+        "inputs: Lightricks/LTX-Video cannot do this (i2v). Models that can: Wan-AI/Wan2.1-T2V-1.3B, "
         "Wan-AI/Wan2.1-T2V-14B, AdamLucek/Wan2.1-T2V-14B-OldBookIllustrations.",
     )
 

@@ -100,17 +100,6 @@ async def test_nothing_is_fetched_for_a_request_that_is_wrong_otherwise(api: Api
     assert recorder.connects == []
 
 
-@pytest.mark.anyio
-async def test_a_repetition_gets_its_job_also_when_its_picture_has_gone(api: Api) -> None:
-    sent, headers = {"key": api.key, "init_image": LINK}, {"Idempotency-Key": "one"}
-    answering(api, "200 OK", png(9, 7))
-    first = await api.http.post(IMAGE, json=sent, headers=headers)
-    answering(api, "404 Not Found", b"")
-    again = await api.http.post(IMAGE, json=sent, headers=headers)
-    assert (first.status_code, again.status_code) == (200, 200)
-    assert again.json()["id"] == first.json()["id"]
-
-
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"init_image": None}, "init_image is required"),
     ({"init_image": " "}, "init_image is required"),

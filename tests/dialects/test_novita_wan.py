@@ -233,18 +233,6 @@ async def test_a_link_is_fetched_and_one_of_which_nothing_comes_is_named(api: Ap
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", [I2V, IMG])
-async def test_a_repetition_gets_its_task_also_when_its_picture_has_gone(api: Api, path: str) -> None:
-    headers = {"Authorization": f"Bearer {api.key}", "Idempotency-Key": "one"}
-    answering(api, "200 OK", png(64, 64))
-    first = await api.http.post(path, json=WITH_LINK[path], headers=headers)
-    recorder = answering(api, "404 Not Found", b"")
-    again = await api.http.post(path, json=WITH_LINK[path], headers=headers)
-    assert (first.status_code, again.status_code, recorder.connects) == (200, 200, [])
-    assert again.json() == first.json() == {"task_id": api.newest().job.id}
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("path", [I2V, IMG])
 @pytest.mark.parametrize(
     "wrong",
     [{"steps": 51}, {"seed": -2}, {"extra": {"webhook": {"url": "https://10.0.0.1/"}}}],

@@ -233,7 +233,7 @@ async def test_a_picture_for_a_model_that_takes_none_is_refused_without_a_compan
 
     assert (answer.status_code, answer.json()["error"]) == (
         400,
-        "image: ltx cannot do this (i2v). Models that can: wan2.2, animatediff.",
+        "inputs.image: ltx cannot do this (i2v). Models that can: wan2.2, animatediff.",
     )
 
 

@@ -71,6 +71,12 @@ class Body(BaseModel):
         return self.parameters is not None and self.parameters.seed not in (None, -1)
 
 
+#: How refusals name fields, see `Catalogue.admit`.
+WORDS = {"image": "inputs"} | {
+    name: f"parameters.{name}" for name in ("num_frames", "height", "width", "num_inference_steps")
+}
+
+
 def from_wire(wire: Body, model: str, catalogue: Catalogue, *, has_picture: bool = False) -> VideoRequest:
     """Translate a body into the neutral request, but for its picture, which is to be stored first.
 

@@ -95,10 +95,13 @@ async def _answer(request: Request, name: str, task: str) -> Response:
     video = from_wire(wire, model, shared.catalogue, has_picture=picture is not None)
     terms = await read_terms(request, "huggingface", body)
     pictures: tuple[Picture, ...] = ()
-    if picture is not None:
-        pictures = (await _read_picture(shared, picture),)
-        video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
     async with held_refusals():
+        earlier = await shared.earlier(caller.owner, terms)
+        if earlier is not None:  # a link that is dead by now does not undo what was acknowledged
+            video = replace(video, images=earlier.job.request.images)
+        elif picture is not None:
+            pictures = (await _read_picture(shared, picture),)
+            video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
         return await run(request, caller, Asked(name, wire, video, pictures, terms, came_at))
 
 

@@ -13,7 +13,7 @@ from polyreel.records import StoredJob
 from polyreel.request import VideoRequest
 from polyreel.terms import Terms
 from server.dialects.huggingface.errors import ModelLoading
-from server.dialects.huggingface.request import SCALE_UP_TIMEOUT, Body, may_use_cache, wants_to_wait
+from server.dialects.huggingface.request import SCALE_UP_TIMEOUT, WORDS, Body, may_use_cache, wants_to_wait
 from server.dialects.huggingface.settings import HuggingFaceSettings, settings_of
 from server.pictures import Picture
 from server.result_cache import ResultCache, digest
@@ -58,7 +58,7 @@ async def run(request: Request, caller: Caller, asked: Asked) -> Response:
 
     async def submit() -> StoredJob:
         return await shared.submit(
-            asked.video, dialect="huggingface", caller=caller, pictures=asked.pictures, terms=terms
+            asked.video, dialect="huggingface", caller=caller, pictures=asked.pictures, terms=terms, words=WORDS
         )
 
     # An Idempotency-Key says by itself which job answers: a cached one could not be told from another request's.

@@ -44,6 +44,9 @@ from server.submission import read_terms
 #: How long an answer waits for the estimate in it while Redis hangs, seconds.
 _ESTIMATE_S = 1.0
 
+#: How refusals name fields, see `Catalogue.admit`.
+_WORDS = {"upscale": "upscale_height, upscale_width"}
+
 _V6, _ENTERPRISE, _V7 = "/v6/video", "/v1/enterprise/video", "/v7/video-fusion"
 
 
@@ -178,6 +181,7 @@ async def _submit(
         base_url=shared.base_url(request),
         webhook=webhook,
         keep_s=TEMP_S if wire.temp else 0.0,
+        words=_WORDS | {"image": "init_image" if init_image else "model_id"},
     )
     if not wire.instant_response:
         stored = await _hold(shared, stored, caller.owner, _settings(request).hold_s)

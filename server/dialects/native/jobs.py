@@ -92,6 +92,7 @@ async def submit_job(request: Request) -> Response:
             base_url=shared.base_url(request),
             webhook=webhook,
             keep_s=keep_s,
+            words={"images": "keyframes"},
         )
     location = f"{shared.base_url(request)}/polyreel/v1/jobs/{stored.job.id}"
     return JSONResponse(await answer_of(shared, request, stored), 202, {"Location": location})

@@ -102,15 +102,20 @@ async def create(request: Request) -> Response:
         raise InvalidRequest("input_reference comes twice; send it once", "input_reference")
     wire = validate(CreateVideo, form.fields)
     video = from_wire(wire, shared.catalogue, _settings(request))
-    pictures = await _pictures(shared, file, wire.input_reference)
-    video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
+    terms = await read_terms(request, "openai", canonical)
+    pictures: tuple[Picture, ...] = ()
+    # A repetition is answered with its job, also when the link to its picture leads nowhere by now.
+    if not await shared.earlier(caller.owner, terms):
+        pictures = await _pictures(shared, file, wire.input_reference)
+        video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
     stored = await shared.submit(
         video,
         dialect="openai",
         caller=caller,
         vendor={"model": wire.model} if wire.model else {},
         pictures=pictures,
-        terms=await read_terms(request, "openai", canonical),
+        terms=terms,
+        words={"image": "input_reference"},
     )
     return _answer(shared, stored)
 

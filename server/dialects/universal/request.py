@@ -69,6 +69,9 @@ _DEFAULTS: dict[str, Any] = {  # Any: each field's own type
     "guidance_scale": 7.5,
 }
 
+#: How refusals name fields, see `Catalogue.admit`.
+WORDS = {name: f"inputs.{name}" for name in ("image", "num_frames", "height", "width", "num_inference_steps")}
+
 
 def from_wire(wire: UniversalBody, model: str, catalogue: Catalogue) -> VideoRequest:
     """Translate a body into the neutral request, but for its picture, which is to be stored first.

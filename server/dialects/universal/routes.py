@@ -18,7 +18,7 @@ from server.body import parse_object, read_body, validate
 from server.credentials import bearer
 from server.dialects.universal.answer import Answer, links, open_files, pieces, to_wire
 from server.dialects.universal.errors import ErrorBody
-from server.dialects.universal.request import UniversalBody, from_wire
+from server.dialects.universal.request import WORDS, UniversalBody, from_wire
 from server.dialects.universal.settings import endpoint_model, settings_of
 from server.openapi import documents
 from server.pictures import MAX_BODY_BYTES, Picture
@@ -73,11 +73,14 @@ async def answer(request: Request, caller: Caller, body: bytes, value: dict[str,
     wait_s = asked_wait_s(request, _SCALE_UP_TIMEOUT, settings.wait_s)
     video = from_wire(wire, model, shared.catalogue)
     pictures: tuple[Picture, ...] = ()
-    if wire.inputs.image is not None:
-        pictures = (await shared.fetch_picture("inputs.image", wire.inputs.image),)
-        video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
     async with held_refusals():
-        stored = await shared.submit(video, dialect="universal", caller=caller, pictures=pictures, terms=terms)
+        # A repetition is answered with its job, also when the link to its picture leads nowhere by now.
+        if wire.inputs.image is not None and not await shared.earlier(caller.owner, terms):
+            pictures = (await shared.fetch_picture("inputs.image", wire.inputs.image),)
+            video = replace(video, images=tuple(ImageCondition(picture.key) for picture in pictures))
+        stored = await shared.submit(
+            video, dialect="universal", caller=caller, pictures=pictures, terms=terms, words=WORDS
+        )
         if terms.idempotency_key:  # whoever sends one may come back for its job
             await shared.waiters.promise(stored.job.id)
         stored = await wait_for_video(
