@@ -25,7 +25,7 @@ Wire = TypeVar("Wire", bound=BaseModel)
 _MOST_CONTAINERS = 10_000
 
 #: Most commas in one body, and most digits of a whole number. The parser lets go of the interpreter at nothing but
-#: fractions, so its thread holds the event loop too: two million names took 3.1 s, five thousand long numbers 0.6 s, and
+#: fractions, so its thread holds the event loop too: two million names took 3.1 s, five thousand long numbers 0.6 s;
 #: what stands here takes 0.1 s.
 _MOST_COMMAS = 100_000
 _MOST_DIGITS = 100
