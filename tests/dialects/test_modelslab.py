@@ -347,3 +347,14 @@ async def test_a_temporary_video_is_kept_and_linked_for_a_day(api: Api, temp: bo
     job_id = api.newest().job.id
     api.finish(job_id)
     assert kept_s - 5 <= api.records.client.ttl(f"polyreel:job:{job_id}") <= kept_s
+
+
+@pytest.mark.anyio
+async def test_the_link_to_a_job_that_another_dialect_keeps_briefly_lasts_as_long_as_its_file(api: Api) -> None:
+    wire = {"model": "ltx-tiny", "prompt": "x", "keep_s": 60}
+    await api.http.post("/polyreel/v1/jobs", json=wire, headers={"Authorization": f"Bearer {api.key}"})
+    job_id = api.newest().job.id
+    api.records.client.hset(f"polyreel:job:{job_id}", "created_at", str(time.time() - 300))  # it took five minutes
+    api.finish(job_id, b"the video")
+    [link] = (await fetch(api, job_id))["output"]
+    assert (await api.http.get(link)).content == b"the video"

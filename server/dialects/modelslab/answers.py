@@ -120,10 +120,14 @@ def output_keys(job: VideoJob) -> list[str]:
 
 
 def links_end_at(job: VideoJob, retention_s: float) -> float:
-    """Return until when links are good, seconds since the epoch: known at submit, so that no answer changes them."""
+    """Return until when links are good, seconds since the epoch: known at submit, so that no answer changes them.
+
+    A job of another dialect may be kept more briefly, counted from an end that is not known yet: then its links outlive
+    its file.
+    """
     # Records of 0.1 say it in `vendor`.
-    kept_s = job.keep_s or (TEMP_S if job.vendor.get("temp") else retention_s)
-    return job.created_at + min(kept_s, retention_s)
+    is_temp = job.vendor.get("temp") or (job.dialect == "modelslab" and job.keep_s)
+    return job.created_at + (min(TEMP_S, retention_s) if is_temp else retention_s)
 
 
 def _why(job: VideoJob) -> str:
