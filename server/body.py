@@ -146,7 +146,8 @@ def _sentence(field: str, problem: Any) -> str:
     rule = _RULES.get(problem["type"])
     if rule is not None:
         return f"{field} must be {rule.format(**context)}, got {_shown(problem['input'])}"
-    return f"{field}: {problem['msg'].removeprefix('Value error, ')} (got {_shown(problem['input'])})"
+    said, got = problem["msg"].removeprefix("Value error, "), _shown(problem["input"])
+    return f"{field} {said}, got {got}" if said.startswith("must ") else f"{field}: {said} (got {got})"
 
 
 _RULES = {

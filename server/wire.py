@@ -47,9 +47,8 @@ Prompts = Annotated[str, BeforeValidator(_joined)]
 def check_range(field: str, value: float, low: float, high: float, hint: str = "") -> None:
     """Raise `InvalidRequest` unless `low <= value <= high`; `hint` is appended to the message."""
     if not low <= value <= high:
-        raise InvalidRequest(
-            f"{field} must be between {_plain(low)} and {_plain(high)}, got {_plain(value)}{hint}", field
-        )
+        allowed = _plain(low) if low == high else f"between {_plain(low)} and {_plain(high)}"
+        raise InvalidRequest(f"{field} must be {allowed}, got {_plain(value)}{hint}", field)
 
 
 def _plain(value: float) -> str:

@@ -148,7 +148,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"parameters": {"negative_prompt": ["blurry", 5]}},
-        "parameters.negative_prompt: must be a string or a list of strings (got a list of 2)",
+        "parameters.negative_prompt must be a string or a list of strings, got a list of 2",
     ),
     (
         {"parameters": {"num_inference_steps": 0}},

@@ -81,7 +81,7 @@ def test_interpolation_makes_the_frames_in_between_for_24_a_second(
         ({"model_name": "SVD-XXL"}, "model_name must be one of 'SVD' or 'SVD-XT', got \"SVD-XXL\""),
         ({"frames_num": 14}, "frames_num must be 25 for SVD-XT, got 14"),
         ({"model_name": "SVD"}, "frames_num must be 14 for SVD, got 25"),
-        ({"frames_per_second": 8}, "frames_per_second must be between 6 and 6, got 8"),
+        ({"frames_per_second": 8}, "frames_per_second must be 6, got 8"),
         ({"steps": 51}, "steps must be between 1 and 50, got 51"),
         ({"motion_bucket_id": 256}, "motion_bucket_id must be between 1 and 255, got 256"),
         ({"cond_aug": 1.5}, "cond_aug must be between 0 and 1, got 1.5"),

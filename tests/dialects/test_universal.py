@@ -365,7 +365,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"negative_prompt": 7}, "inputs.negative_prompt must be a string, got 7"),
     (
         {"negative_prompt": [7]},
-        "inputs.negative_prompt: must be a string or a list of strings (got a list of 1)",
+        "inputs.negative_prompt must be a string or a list of strings, got a list of 1",
     ),
     ({"num_frames": 0}, "inputs.num_frames must be between 1 and 129, got 0"),
     ({"num_frames": 130}, "inputs.num_frames must be between 1 and 129, got 130"),
