@@ -13,10 +13,11 @@ from typing import Any
 
 import structlog
 
-#: What may stand in a text and must not be logged: link signatures, bearer keys, passwords in URLs.
+#: What may stand in a text and must not be logged: link signatures, bearer keys, webhook secrets, passwords in URLs.
 _SECRETS = (
     (re.compile(r"(sig=)[0-9a-fA-F]+"), r"\1***"),
     (re.compile(r"(?i)(bearer:?\s+)\S+"), r"\1***"),
+    (re.compile(r"(whsec_)[\w+/=-]+"), r"\1***"),
     (re.compile(r"(://[^/@\s:]*:)[^/@\s]+(@)"), r"\1***\2"),
 )
 #: Characters that end a line, move a terminal's cursor or turn the direction of what follows.

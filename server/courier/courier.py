@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import redis
 import structlog
@@ -177,13 +177,13 @@ class Courier:
         """Send a message once; return the reply's status and what it means."""
         sender = self._sender
         assert sender is not None  # noqa: S101 `step` has seen to it
-        stored = self._patiently(lambda: parse(self._webhooks.client.hgetall(job_key(taken.job_id))))
-        if stored is None:
+        record = self._patiently(lambda: self._webhooks.client.hgetall(job_key(taken.job_id)))
+        if not record:
             return None, Verdict("failed", "the job was deleted or has expired")
         try:
-            message = sender.make(stored, time.time())
+            message = sender.make(_read(record), time.time())
         except Exception:  # tried again: an upgrade mends it
-            log.exception("webhook cannot be made", job_id=taken.job_id, dialect=stored.job.dialect)
+            log.exception("webhook cannot be made", job_id=taken.job_id, dialect=record.get("dialect"))
             return None, Verdict("retry", "this server could not make the message; its log says why")
         try:
             reply = sender.post(
@@ -243,3 +243,15 @@ class Courier:
         if self._is_away:
             self._is_away = False
             log.info("redis answers again")
+
+
+def _read(record: Mapping[Any, Any]) -> StoredJob:  # Any: as `parse`
+    """Read a record that is there.
+
+    Raises:
+        ValueError: a newer version wrote it.
+    """
+    stored = parse(record)
+    if stored is None:
+        raise ValueError("the record has no request")
+    return stored

@@ -1,4 +1,4 @@
-"""`polyreel courier` in a hurry: leases of three seconds, attempts of two, pauses between tries a hundredth as long.
+"""`polyreel courier` in a hurry: leases of three seconds, attempts of two, pauses a thousandth as long.
 
 python -m tests.faults.courier --config ... --state-dir ...
 """
@@ -17,6 +17,6 @@ from server.courier.courier import Courier
 if __name__ == "__main__":
     polyreel.webhooks.Webhooks = partial(Webhooks, lease_s=3.0)  # type: ignore[assignment, misc]
     server.courier.courier.Courier = partial(  # type: ignore[assignment, misc]
-        Courier, total_s=2.0, schedule=Schedule(scale=0.01)
+        Courier, total_s=2.0, schedule=Schedule(scale=0.001)
     )
     sys.exit(server.courier.__main__.main())

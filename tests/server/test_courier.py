@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from email.utils import formatdate
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpcore2
 import pytest
@@ -24,7 +24,7 @@ from polyreel.outbound import Outbound
 from polyreel.queue import Queue
 from polyreel.settings import Settings
 from polyreel.signing import load_signer, message_id
-from polyreel.webhooks import ATTEMPT_S, SCHEDULE_S, Deliveries, Schedule, Webhooks
+from polyreel.webhooks import ATTEMPT_S, SCHEDULE_S, Deliveries, Schedule, Taken, Webhooks
 from server.courier import courier as module
 from server.courier.courier import Courier, Sender
 from server.courier.messages import Messages
@@ -399,12 +399,33 @@ def test_a_message_that_cannot_be_made_is_tried_again_and_said_to_be_our_fault(
     queue: Queue, make_courier: Callable[..., Courier]
 ) -> None:
     job = replace(queued(webhook="http://127.0.0.1:9/"), dialect="huggingface")  # takes no webhooks
-    job_id = queue.records.create(job, max_open=9).job.id
-    queue.cancel(job_id)
-    deliver(make_courier())
-    found = queue.webhooks.deliveries(job_id)
-    assert found.state == "pending"
-    assert found.log[0].error == "this server could not make the message; its log says why"
+    no_word = queue.records.create(job, max_open=9).job.id
+    queue.cancel(no_word)
+    newer = ended(queue, "http://127.0.0.1:9/")
+    queue.records.client.hset(f"polyreel:job:{newer}", "status", "archived")  # by a newer version
+    assert deliver(make_courier()) == 2
+    for job_id in (no_word, newer):
+        found = queue.webhooks.deliveries(job_id)
+        assert found.state == "pending"
+        assert found.log[0].error == "this server could not make the message; its log says why"
+
+
+def test_a_job_that_goes_while_its_message_is_to_be_made_is_given_up(
+    queue: Queue, make_courier: Callable[..., Courier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taking = queue.webhooks.take
+
+    def take_and_delete(*args: Any) -> list[Taken]:
+        taken = taking(*args)
+        for one in taken:
+            queue.records.client.delete(f"polyreel:job:{one.job_id}")
+        return taken
+
+    monkeypatch.setattr(queue.webhooks, "take", take_and_delete)
+    ended(queue, "http://127.0.0.1:9/")
+    assert deliver(make_courier()) == 1
+    assert queue.records.client.keys("polyreel:webhook:*") == []
+    assert queue.records.client.hget("polyreel:counts", "webhooks_failed") == "1"
 
 
 def test_a_stop_does_not_wait_for_a_receiver_that_hangs_and_its_message_comes_again(
