@@ -5,7 +5,7 @@ local t = now()
 local id, receiver = terms.id, terms.receiver
 local state, history = 'polyreel:webhook:' .. id, 'polyreel:webhook:log:' .. id
 local line, member = 'polyreel:webhooks:line:' .. receiver, id .. ' ' .. receiver
-local was = redis.call('HMGET', state, 'attempts', 'state', 'noted')
+local was = redis.call('HMGET', state, 'attempts', 'state', 'noted', 'tries')
 if was[3] == tostring(entry.attempt) then return was[2] end -- the reply to this very note was lost
 -- An older one of two: its lease ran out, and another courier has the delivery by now.
 local is_newest = was[1] == tostring(entry.attempt)
@@ -27,9 +27,10 @@ if terms.outcome == 'delivered' then
 elseif is_newest then
   redis.call('ZREM', 'polyreel:webhooks:proven', receiver)
   if becomes == 'delivered' then redis.call('ZREM', line, id) -- by an older attempt, which came to its end later
-  elseif terms.outcome == 'failed' then becomes = is_over_by('failed')
+  elseif terms.outcome == 'failed' and was[4] ~= '0' then becomes = is_over_by('failed')
   else
-    becomes, entry.next_at = 'pending', t + terms.after_s
+    -- No try yet of those that somebody asked for while this one was under way: the first is due now.
+    becomes, entry.next_at = 'pending', was[4] == '0' and t or t + terms.after_s
     redis.call('HSET', state, 'next_at', seconds(entry.next_at))
     redis.call('HINCRBY', 'polyreel:counts', 'webhooks_retried', 1)
     await_delivery(id, receiver, entry.next_at)

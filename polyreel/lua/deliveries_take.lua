@@ -46,23 +46,39 @@ local function take(receiver)
 end
 
 -- 3. Lines in the order of their firsts. Receivers that have taken nothing lately leave some of a courier's hands free.
-local free, unproven = terms.free, terms.free_unproven
-for _, receiver in ipairs(redis.call('ZRANGEBYSCORE', 'polyreel:webhooks', '-inf', seconds(t), 'LIMIT', 0, 1000)) do
-  if free <= 0 then break end
-  local last = tonumber(redis.call('ZSCORE', proven, receiver) or '0')
-  local is_proven = last > t - terms.proven_s
-  while free > 0 and (is_proven or unproven > 0) and (busy[receiver] or 0) < terms.per_receiver do
+local free, unproven, MOST = terms.free, terms.free_unproven, 1000
+
+local function is_proven(receiver)
+  return tonumber(redis.call('ZSCORE', proven, receiver) or '0') > t - terms.proven_s
+end
+
+local function serve(receiver, known)
+  while free > 0 and (known or unproven > 0) and (busy[receiver] or 0) < terms.per_receiver do
     local id, attempt, try = take(receiver)
     if not id then break end
     redis.call('ZADD', leases, seconds(t + terms.lease_s), id .. ' ' .. receiver)
     busy[receiver] = (busy[receiver] or 0) + 1
     free = free - 1
-    if not is_proven then unproven = unproven - 1 end
-    for _, part in ipairs({id, tostring(attempt), tostring(try), receiver, is_proven and '1' or '0'}) do
+    if not known then unproven = unproven - 1 end
+    for _, part in ipairs({id, tostring(attempt), tostring(try), receiver, known and '1' or '0'}) do
       taken[#taken + 1] = part
     end
   end
   settle_receiver(receiver)
+end
+
+local due = redis.call('ZRANGEBYSCORE', 'polyreel:webhooks', '-inf', seconds(t), 'LIMIT', 0, MOST)
+for _, receiver in ipairs(due) do
+  if free <= 0 then break end
+  serve(receiver, is_proven(receiver))
+end
+-- Who makes up a thousand receivers must not keep those that are known from being looked at.
+if free > 0 and #due == MOST then
+  for _, receiver in ipairs(redis.call('ZREVRANGE', proven, 0, MOST - 1)) do
+    if free <= 0 then break end
+    local first = tonumber(redis.call('ZSCORE', 'polyreel:webhooks', receiver) or '')
+    if first and first <= t and is_proven(receiver) then serve(receiver, true) end
+  end
 end
 if taken[1] then
   redis.call('HSET', mine, 'call', terms.call, 'taken', cjson.encode(taken))

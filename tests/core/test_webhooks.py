@@ -233,6 +233,25 @@ def test_new_receivers_leave_hands_free_for_those_that_took_the_last_message(que
     assert take(webhooks, Hands(1, 0)) == [], "it failed, so it is as good as a new one"
 
 
+def test_a_thousand_new_receivers_do_not_hide_one_that_is_known(queue: Queue, webhooks: Webhooks) -> None:
+    """They cost whoever makes them a name each and a job that is cancelled at once."""
+    client = queue.records.client
+    ended(queue, "https://proven.example/")
+    webhooks.note(take_one(webhooks), Attempt(1, 200, "", 9), "delivered")
+    long_ago = redis_time(client) - 60
+    with client.pipeline() as pipeline:
+        for n in range(1000):
+            pipeline.zadd(f"polyreel:webhooks:line:new{n}.example", {f"job-{n}": long_ago})
+            pipeline.zadd("polyreel:webhooks", {f"new{n}.example": long_ago})
+        pipeline.execute()
+    known = ended(queue, "https://proven.example/")
+    assert [taken.job_id for taken in take(webhooks, Hands(1, 0))] == [known]
+    later = ended(queue, "https://proven.example/")
+    client.zadd("polyreel:webhooks:line:proven.example", {later: redis_time(client) + 60})
+    client.zadd("polyreel:webhooks", {"proven.example": redis_time(client) + 60})
+    assert take(webhooks, Hands(1, 0)) == [], "not before it is due"
+
+
 def test_the_webhook_of_a_job_that_is_gone_is_dropped(queue: Queue, webhooks: Webhooks) -> None:
     client = queue.records.client
     client.delete(f"polyreel:job:{ended(queue)}")
@@ -297,6 +316,25 @@ def test_one_that_is_under_way_is_not_begun_twice(queue: Queue, webhooks: Webhoo
     assert take(webhooks) == []
     kill_courier(queue.records.client)
     assert take_one(webhooks).attempt_of_round == 1, "and has all its tries if it comes to nothing"
+
+
+@pytest.mark.parametrize("outcome", ["failed", "retry"])
+def test_asked_for_during_an_attempt_that_comes_to_nothing_it_is_tried_again_now(
+    queue: Queue, webhooks: Webhooks, outcome: str
+) -> None:
+    job_id = ended(queue)
+    last = take_one(webhooks)
+    webhooks.redeliver(job_id)
+    assert webhooks.note(last, failed(last), outcome, 300.0) == "pending"
+    assert take(webhooks) == [Taken(job_id, 2, 1, "hooks.example", False)]
+
+
+def test_asked_for_during_an_attempt_that_succeeds_it_has_been_delivered(queue: Queue, webhooks: Webhooks) -> None:
+    job_id = ended(queue)
+    taken = take_one(webhooks)
+    webhooks.redeliver(job_id)
+    assert webhooks.note(taken, Attempt(1, 200, "", 9), "delivered") == "delivered"
+    assert take(webhooks) == []
 
 
 def test_what_there_is_not_cannot_be_delivered_again(queue: Queue, webhooks: Webhooks) -> None:
