@@ -67,6 +67,13 @@ def run_node(script: str, packages: list[str], *arguments: str) -> Any:
         module.unlink()
 
 
+def php() -> list[str]:
+    """Return the beginning of a command that runs a PHP file: the system's PHP, or the one that npm has for Node."""
+    if shutil.which("php"):
+        return ["php"]
+    return [str(_installed(["@php-wasm/cli@3.1.56"]) / "node_modules" / ".bin" / "php-wasm-cli")]
+
+
 def _installed(packages: list[str]) -> Path:
     """Return a folder in which Node finds the packages; a laptop without npm skips the test, CI fails."""
     if not (shutil.which("node") and shutil.which("npm")):
