@@ -138,6 +138,13 @@ class VideoJob:
         """Seconds from the last start to the end, 0.0 until then."""
         return max(0.0, self.ended_at - self.started_at) if self.ended_at and self.started_at else 0.0
 
+    @property
+    def why_not_made(self) -> str:
+        """What a client reads of an ended job that made nothing."""
+        return self.error_message or (
+            "The job was cancelled." if self.status is JobStatus.CANCELLED else "The job failed."
+        )
+
     def kept_until(self, retention_s: float) -> float:
         """Return when record and files go, seconds since the epoch: what a link may promise at most.
 

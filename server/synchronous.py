@@ -40,7 +40,7 @@ class JobFailed(GenerationFailed):
     """Raised when the job that a client waits for has failed or was cancelled; `reason` is the record's code."""
 
     def __init__(self, job: VideoJob) -> None:
-        super().__init__(job.error_message or f"The job was {job.status}.")
+        super().__init__(job.why_not_made)
         self.job_id = job.id
         self.reason = job.error_code or str(job.status)
 

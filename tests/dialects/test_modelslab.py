@@ -153,6 +153,13 @@ async def test_a_cancelled_job_is_failed(api: Api) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_failure_without_words_is_not_told_as_a_cancellation(api: Api) -> None:
+    answer = await submit(api)
+    api.fail(api.newest().job.id, message="")
+    assert (await fetch(api, answer["id"]))["message"] == "The job failed."
+
+
+@pytest.mark.anyio
 async def test_a_job_can_be_fetched_by_its_uuid(api: Api) -> None:
     submitted = await submit(api)
     assert (await fetch(api, api.newest().job.id))["id"] == submitted["id"]

@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from polyreel.catalogue import Catalogue
+from polyreel.entries import Adapter
 from polyreel.errors import TooManyJobs, UnknownModel
 from polyreel.job import JobStatus
 from polyreel.request import AdapterUse, VideoRequest
@@ -335,7 +336,7 @@ STATUSES = [
     (JobStatus.ENCODING, "TASK_STATUS_PROCESSING", ""),
     (JobStatus.UPLOADING, "TASK_STATUS_PROCESSING", ""),
     (JobStatus.SUCCEEDED, "TASK_STATUS_SUCCEED", ""),
-    (JobStatus.FAILED, "TASK_STATUS_FAILED", "The job was failed."),
+    (JobStatus.FAILED, "TASK_STATUS_FAILED", "The job failed."),
     (JobStatus.CANCELLED, "TASK_STATUS_FAILED", "The job was cancelled."),
 ]
 
@@ -489,6 +490,19 @@ async def test_the_model_list_names_what_txt2video_takes(api: Api) -> None:
         ],
         "pagination": {"next_cursor": ""},
     }
+
+
+@pytest.mark.anyio
+async def test_a_lora_is_listed_by_the_family_that_it_was_made_for(
+    make_api: Callable[..., Api], catalogue: Catalogue
+) -> None:
+    ink = Adapter(checkpoint="ink.safetensors", models=("wan-tiny",), names={"novita": ("ink",)})
+    api = make_api(loras={**catalogue.loras, "ink": ink}, dialects={})
+    answer = await api.http.get("/v3/model?filter.types=lora", headers=auth(api.key))
+    assert [(model["sd_name"], model["base_model"]) for model in answer.json()["models"]] == [
+        ("GoodHands-beta2_39807", "SD 1.5"),
+        ("ink", "wan"),
+    ]
 
 
 FILTERS = [

@@ -140,3 +140,12 @@ async def test_a_submit_by_name_is_polled_as_any_other_task(api: Api) -> None:
     polled = await api.http.get("/v3/async/task-result", params={"task_id": task_id}, headers=headers)
     assert polled.json()["task"]["status"] == "TASK_STATUS_QUEUED"
     assert api.newest().job.request.model == "ltx-tiny"
+
+
+@pytest.mark.anyio
+async def test_a_server_that_stops_while_a_client_waits_says_that_the_task_was_made(api: Api) -> None:
+    api.app.state.services.stopping.set()
+    headers = {"Authorization": f"Bearer {api.key}"}
+    response = await api.http.post(f"/v3/hf/{LTX}", json={"prompt": "a cat"}, headers=headers)
+    assert (response.status_code, response.json()["reason"]) == (503, "GET_RESULT_FAILED")
+    assert api.records.open_ids() == [api.newest().job.id]

@@ -79,7 +79,7 @@ def to_wire(stored: StoredJob, links: list[str], fetch_link: str, eta_s: int) ->
             "meta": meta(stored),
         }
     if job.status.is_terminal:
-        return {"status": "failed", "id": stored.number, "message": _why(job), "output": []}
+        return {"status": "failed", "id": stored.number, "message": job.why_not_made, "output": []}
     return {
         "status": "processing",
         "tip": "Your video is processing in background, you can get this video using fetch API",
@@ -101,7 +101,7 @@ def webhook_body(stored: StoredJob, link: Link, retention_s: float, settings: Mo
     job = stored.job
     track_id = meta(stored)["track_id"]
     if job.status is not JobStatus.SUCCEEDED:
-        return {"status": "failed", "id": stored.number, "message": _why(job), "track_id": track_id}
+        return {"status": "failed", "id": stored.number, "message": job.why_not_made, "track_id": track_id}
     expires_at = links_end_at(job, retention_s)
     return {
         "status": "success",
@@ -128,7 +128,3 @@ def links_end_at(job: VideoJob, retention_s: float) -> float:
     # Records of 0.1 say it in `vendor`.
     is_temp = job.vendor.get("temp") or (job.dialect == "modelslab" and job.keep_s)
     return job.created_at + (min(TEMP_S, retention_s) if is_temp else retention_s)
-
-
-def _why(job: VideoJob) -> str:
-    return job.error_message or "The job was cancelled."

@@ -119,14 +119,13 @@ async def wait_for_provider(request: Request, name: str) -> Response:
     is_wan = name == "wan-t2v"
     model = model_of(name, shared.catalogue, settings) if is_wan else provider.model_named(shared.catalogue, name)
     submit, video = await _for_provider(request, model)
-    stored = await wait_for_video(
-        shared,
-        request,
-        await submit.make(video),
-        submit.caller.owner,
-        settings.hf_wait_s,
-        cancel_when_client_leaves=False,
-    )
+    stored, owner = await submit.make(video), submit.caller.owner
+    try:
+        stored = await wait_for_video(
+            shared, request, stored, owner, settings.hf_wait_s, cancel_when_client_leaves=False
+        )
+    except QueueUnavailable as err:  # the task is made, and goes on
+        raise ResultUnavailable(err.message) from err
     answer = _result(request, shared, stored)
     return JSONResponse({"video": {"video_url": answer["videos"][0]["video_url"]}})
 

@@ -13,6 +13,7 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from polyreel.catalogue import Catalogue
+from polyreel.entries import ServedModel
 from polyreel.errors import InvalidRequest
 
 #: filter value: (name, display name) of a kind of model
@@ -89,14 +90,14 @@ def _models(catalogue: Catalogue) -> Iterator[dict[str, Any]]:
     """Yield a listing entry for each public name: checkpoints first, then LoRAs and embeddings."""
     for entry in catalogue.models.values():
         for name in entry.names.get("novita", ()):
-            yield _listed(name, "checkpoint", "SD 1.5" if entry.family == "animatediff" else entry.family)
+            yield _listed(name, "checkpoint", entry)
     for kind, adapters in (("lora", catalogue.loras), ("textualinversion", catalogue.embeddings)):
         for adapter in adapters.values():
             for name in adapter.names.get("novita", ()):
-                yield _listed(name, kind, "SD 1.5")
+                yield _listed(name, kind, catalogue[adapter.models[0]])
 
 
-def _listed(sd_name: str, kind: str, base_model: str) -> dict[str, Any]:
+def _listed(sd_name: str, kind: str, base: ServedModel) -> dict[str, Any]:
     type_name, display_name = _KINDS[kind]
     return {
         "id": crc32(sd_name.encode()),  # from the name, so that it stays when the catalogue changes
@@ -110,7 +111,7 @@ def _listed(sd_name: str, kind: str, base_model: str) -> dict[str, Any]:
         "tags": [],
         "cover_url": "",
         "source": "civitai",
-        "base_model": base_model,
+        "base_model": "SD 1.5" if base.family == "animatediff" else base.family,
         "base_model_type": "Standard",
         "download_url_ttl": 0,
         "sd_name_in_api": sd_name,

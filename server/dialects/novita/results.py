@@ -86,7 +86,7 @@ def to_wire(stored: StoredJob, links: list[str], ttl_s: int, eta_s: int) -> dict
     status = _STATUS.get(job.status, "TASK_STATUS_PROCESSING")
     reason = ""
     if status == "TASK_STATUS_FAILED":
-        reason = job.error_message or f"The job was {job.status}."
+        reason = job.why_not_made
     return {
         "extra": {
             "seed": str(job.request.seed),
