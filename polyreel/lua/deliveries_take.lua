@@ -48,36 +48,45 @@ end
 -- 3. Lines in the order of their firsts. Receivers that have taken nothing lately leave some of a courier's hands free.
 local free, unproven, MOST = terms.free, terms.free_unproven, 1000
 
-local function is_proven(receiver)
-  return tonumber(redis.call('ZSCORE', proven, receiver) or '0') > t - terms.proven_s
+-- Which of some receivers took their last message, not long ago.
+local function which_are_proven(receivers)
+  local known = {}
+  if receivers[1] then
+    for i, last in ipairs(redis.call('ZMSCORE', proven, unpack(receivers))) do
+      known[i] = tonumber(last or '0') > t - terms.proven_s
+    end
+  end
+  return known
 end
 
-local function serve(receiver, known)
-  while free > 0 and (known or unproven > 0) and (busy[receiver] or 0) < terms.per_receiver do
+local function has_room(receiver, is_proven)
+  return free > 0 and (is_proven or unproven > 0) and (busy[receiver] or 0) < terms.per_receiver
+end
+
+local function serve(receiver, is_proven)
+  if not has_room(receiver, is_proven) then return end
+  repeat
     local id, attempt, try = take(receiver)
     if not id then break end
     redis.call('ZADD', leases, seconds(t + terms.lease_s), id .. ' ' .. receiver)
     busy[receiver] = (busy[receiver] or 0) + 1
     free = free - 1
-    if not known then unproven = unproven - 1 end
-    for _, part in ipairs({id, tostring(attempt), tostring(try), receiver, known and '1' or '0'}) do
+    if not is_proven then unproven = unproven - 1 end
+    for _, part in ipairs({id, tostring(attempt), tostring(try), receiver, is_proven and '1' or '0'}) do
       taken[#taken + 1] = part
     end
-  end
+  until not has_room(receiver, is_proven)
   settle_receiver(receiver)
 end
 
 local due = redis.call('ZRANGEBYSCORE', 'polyreel:webhooks', '-inf', seconds(t), 'LIMIT', 0, MOST)
-for _, receiver in ipairs(due) do
-  if free <= 0 then break end
-  serve(receiver, is_proven(receiver))
-end
+local is_proven = which_are_proven(due)
+for i, receiver in ipairs(due) do serve(receiver, is_proven[i]) end
 -- Who makes up a thousand receivers must not keep those that are known from being looked at.
 if free > 0 and #due == MOST then
   for _, receiver in ipairs(redis.call('ZREVRANGE', proven, 0, MOST - 1)) do
-    if free <= 0 then break end
     local first = tonumber(redis.call('ZSCORE', 'polyreel:webhooks', receiver) or '')
-    if first and first <= t and is_proven(receiver) then serve(receiver, true) end
+    if first and first <= t then serve(receiver, which_are_proven({receiver})[1]) end
   end
 end
 if taken[1] then
