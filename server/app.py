@@ -110,7 +110,14 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-compute-type", "x-compute-time", "x-request-id", "Retry-After", "Location"],
+            expose_headers=[
+                "x-compute-type",
+                "x-compute-time",
+                "x-request-id",
+                "Retry-After",
+                "Location",
+                "Idempotent-Replayed",
+            ],
         )
     app.add_middleware(Edge)  # last, so around the others
     app.include_router(health.router)

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polyreel.errors import PolyreelError, RequestTooSlow
+from server import replays
 from server.gate import budget
 
 log = structlog.get_logger()
@@ -44,13 +45,15 @@ class Edge:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 mark(headers, state["request_id"])
+                if replay.is_replayed and status < 400:
+                    headers[replays.HEADER] = "true"
                 if state.get("refusal") == RequestTooSlow.code:
                     headers["Connection"] = "close"  # or the rest would be waited for, to find the next request
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=state["request_id"]):
             try:
-                with budget():
+                with budget(), replays.noted() as replay:
                     await self.app(scope, receive, watched)
             finally:
                 code = state.get("refusal", "")

@@ -60,6 +60,7 @@ from server.fetching import MAX_FETCHES, fetch_links
 from server.gate import Gate, budget
 from server.pictures import MAX_AT_ONCE, Picture, check_picture, is_link, read_picture
 from server.published import Published
+from server.replays import replayed
 from server.waiters import Waiters
 from server.waiting import Waiting
 from server.watching import Watches
@@ -242,10 +243,14 @@ class Services:
             webhook=webhook,
             keep_s=keep_s,
         )
-        if not pictures:
-            return await self.gate.in_thread(self.queue.submit, job, terms)
-        await self._check_room()
-        return await self._submit_with(pictures, job, terms)
+        if pictures:
+            await self._check_room()
+            stored = await self._submit_with(pictures, job, terms)
+        else:
+            stored = await self.gate.in_thread(self.queue.submit, job, terms)
+        if stored.job.id != job.id:  # another request with the same key was quicker
+            replayed()
+        return stored
 
     async def admit(self, request: VideoRequest, dialect: str, caller: Caller, words: Words = NEUTRAL) -> VideoRequest:
         """Return a request as it is to run, if it may.
@@ -290,7 +295,12 @@ class Services:
             return None
         async with self.gate.asking():
             job_id, digest = await self.reader.hmget(terms.redis_key(owner), "job", "digest")
-            return parse(await self.reader.hgetall(job_key(str(job_id)))) if job_id and digest == terms.digest else None
+            if not job_id or digest != terms.digest:
+                return None
+            found = parse(await self.reader.hgetall(job_key(str(job_id))))
+        if found is not None:
+            replayed()
+        return found
 
     async def _check_room(self) -> None:
         """Raise `TooManyJobs` when the queue is full now; whether it is when a job comes, its submit says."""

@@ -45,6 +45,8 @@ async def test_the_same_key_with_the_same_request_is_the_same_job_and_the_same_a
     assert first.headers["content-type"] == again.headers["content-type"]
     assert what_it_names(first) == what_it_names(again)
     assert made.job.owner == "alice"
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
 
 
 def what_it_names(answer: httpx2.Response) -> object:
@@ -62,6 +64,7 @@ async def test_the_same_key_with_another_request_is_a_422_in_its_own_shape(api: 
         api, dialect, content=content_of(dialect, api.key, unheard_of=1), Idempotency_Key="retry-1"
     )
     assert_is_error(dialect, other, 422)
+    assert "idempotent-replayed" not in other.headers
     assert jobs == []
 
 
@@ -83,6 +86,7 @@ async def test_fifty_at_once_with_one_key_make_one_job(api: Api, dialect: Dialec
     assert {answer.status_code for answer in answers} <= TAKEN
     assert len({str(what_it_names(answer)) for answer in answers}) == 1
     assert len(jobs) == 1
+    assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
 
 
 @every_submit
