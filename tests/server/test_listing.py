@@ -41,7 +41,7 @@ def ids(page: Page) -> list[str]:
 
 async def test_an_owners_jobs_come_newest_first_and_nobody_elses(shared: Services, submit: Any) -> None:
     first, _, last = await submit(), await submit("bob"), await submit()
-    assert await jobs_of(shared, "carol", 10) == Page([], False)
+    assert await jobs_of(shared, "carol", 10) == Page([])
     page = await jobs_of(shared, "alice", 10)
     assert (ids(page), page.has_more) == ([last, first], False)
     assert ids(await jobs_of(shared, "alice", 10, ascending=True)) == [first, last]
@@ -83,6 +83,22 @@ async def test_filters_look_past_a_whole_chunk(
     failed = await jobs_of(shared, "alice", 1, statuses=frozenset({"failed"}))
     assert (ids(failed), failed.has_more) == ([made[0]], False)
     assert ids(await jobs_of(shared, "alice", 10, statuses=frozenset({"failed"}), model="wan-tiny")) == []
+
+
+async def test_a_filter_that_leaves_out_thousands_gives_a_short_page_that_leads_on(
+    shared: Services, api: Api, submit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.listing._CHUNK", 2)
+    monkeypatch.setattr("server.listing._MOST_LEFT_OUT", 4)
+    made = [await submit() for _ in range(7)]
+    api.fail(made[0])
+    api.fail(made[6])
+    failed = frozenset({"failed"})
+    one = await jobs_of(shared, "alice", 5, statuses=failed)
+    assert (ids(one), one.has_more) == ([made[6]], True)
+    two = await jobs_of(shared, "alice", 5, after=str(one.next), statuses=failed)
+    assert (ids(two), two.has_more) == ([made[0]], False)
+    assert len(ids(await jobs_of(shared, "alice", 7))) == 7, "nothing is left out where nothing is filtered"
 
 
 async def test_a_job_whose_record_has_expired_is_taken_out_of_the_index(

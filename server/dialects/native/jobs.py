@@ -118,7 +118,7 @@ async def list_jobs(request: Request) -> Response:
         model=model,
     )
     jobs = [await answer_of(shared, request, stored) for stored in page.jobs]
-    following = str(page.jobs[-1].number) if page.has_more else None
+    following = None if page.next is None else str(page.next)
     return JSONResponse({"jobs": jobs, "has_more": page.has_more, "next": following})
 
 
