@@ -5,6 +5,7 @@
     │   ├── NotServedYet        understood, documented by the vendor, not built here yet
     │   ├── KeyReused           an Idempotency-Key came again with another request
     │   ├── UnsafeAddress       a URL leads where this server does not go for clients
+    │   ├── UnusablePicture     a picture is none, is damaged, or is too large
     │   ├── NotFetched          nothing comes of a link in the request
     │   ├── RequestTooSlow      the body did not come in time
     │   └── RequestTooLarge     the body is over the limit
@@ -39,6 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 
 class PolyreelError(Exception):
@@ -82,6 +84,21 @@ class UnsafeAddress(InvalidRequest):
     """Raised for a URL that leads to an address, a port or a scheme that this server does not reach for clients."""
 
     code = "unsafe_address"
+
+
+class UnusablePicture(InvalidRequest):
+    """Raised for a file that was sent as a picture.
+
+    Args:
+        message, field: as for `InvalidRequest`.
+        fault: "format" (no picture of a known format, or a damaged one), "pixels" or "bytes" (too many).
+    """
+
+    code = "unusable_picture"
+
+    def __init__(self, message: str, field: str, fault: Literal["format", "pixels", "bytes"]) -> None:
+        super().__init__(message, field)
+        self.fault: Literal["format", "pixels", "bytes"] = fault
 
 
 class NotFetched(InvalidRequest):

@@ -17,7 +17,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyreel.errors import InvalidRequest
+from polyreel.errors import InvalidRequest, UnusablePicture
 from polyreel.request import picture_key
 from polyreel.storage import Storage
 
@@ -83,7 +83,8 @@ def read_picture(field: str, text: str) -> Picture:
         text: base64, plain or URL-safe, with or without padding, white space or a `data:image/…;base64,` in front.
 
     Raises:
-        InvalidRequest: not base64, not a picture of a known format, damaged, or too large.
+        InvalidRequest: not base64.
+        UnusablePicture: not a picture of a known format, damaged, or too large.
     """
     return check_picture(field, decode(field, text))
 
@@ -92,7 +93,7 @@ def check_picture(field: str, content: bytes) -> Picture:
     """As `read_picture`, for a file as it is.
 
     Raises:
-        InvalidRequest: not a picture of a known format, damaged, or too large.
+        UnusablePicture: not a picture of a known format, damaged, or too large.
     """
     _check_length(field, len(content))
     width, height = look_at(field, content)
@@ -126,14 +127,14 @@ def decode(field: str, text: str) -> bytes:
 
 def _check_length(field: str, length: int) -> None:
     if length > MAX_BYTES:
-        raise InvalidRequest(f"{field} must be a picture of at most {MAX_BYTES} bytes, got {length}", field)
+        raise UnusablePicture(f"{field} must be a picture of at most {MAX_BYTES} bytes, got {length}", field, "bytes")
 
 
 def look_at(field: str, content: bytes) -> tuple[int, int]:
     """Let a picture pass that can be decoded whole; return width and height as it is to be seen, pixels.
 
     Raises:
-        InvalidRequest: names the size or the formats that are taken.
+        UnusablePicture: names the size or the formats that are taken.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -143,18 +144,26 @@ def look_at(field: str, content: bytes) -> tuple[int, int]:
             with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
-                    raise InvalidRequest(
-                        f"{field} must have at most {MAX_PIXELS} pixels, got {width}x{height} = {width * height}", field
+                    raise UnusablePicture(
+                        f"{field} must have at most {MAX_PIXELS} pixels, got {width}x{height} = {width * height}",
+                        field,
+                        "pixels",
                     )
                 if picture.format == "JPEG" and content.count(_SCAN) > _MOST_SCANS:
-                    raise InvalidRequest(f"{field} is a JPEG of more than {_MOST_SCANS} scans; save it anew", field)
+                    raise UnusablePicture(
+                        f"{field} is a JPEG of more than {_MOST_SCANS} scans; save it anew", field, "format"
+                    )
                 picture.load()
                 is_turned = picture.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
                 return (height, width) if is_turned else (width, height)
     except UnidentifiedImageError:
-        raise InvalidRequest(f"{field} must be a picture ({', '.join(_FORMATS)}), got something else", field) from None
+        raise UnusablePicture(
+            f"{field} must be a picture ({', '.join(_FORMATS)}), got something else", field, "format"
+        ) from None
     except Image.DecompressionBombError:  # beyond Pillow's own limit, which comes first
-        raise InvalidRequest(f"{field} must have at most {MAX_PIXELS} pixels, got many times more", field) from None
+        raise UnusablePicture(
+            f"{field} must have at most {MAX_PIXELS} pixels, got many times more", field, "pixels"
+        ) from None
     except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, struct.error):
         # What Pillow raises for damaged files of one format or another.
-        raise InvalidRequest(f"{field} is a damaged picture; send it again whole", field) from None
+        raise UnusablePicture(f"{field} is a damaged picture; send it again whole", field, "format") from None

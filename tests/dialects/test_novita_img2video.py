@@ -110,10 +110,37 @@ async def test_the_noise_on_the_picture_is_how_loosely_it_is_followed(
 
 
 @pytest.mark.anyio
-async def test_a_damaged_picture_is_refused_by_its_field(api: Api) -> None:
-    body = PAGE | {"image_file": picture_text(png(64, 36)[:60])}
-    response = await api.http.post("/v3/async/img2video", json=body, headers={"Authorization": f"Bearer {api.key}"})
-    assert (response.status_code, response.json()["message"]) == (
-        400,
-        "image_file is a damaged picture; send it again whole",
-    )
+@pytest.mark.parametrize(
+    ("text", "reason", "message"),
+    [
+        (
+            picture_text(png(64, 36)[:60]),
+            "INVALID_IMAGE_FORMAT",
+            "image_file is a damaged picture; send it again whole",
+        ),
+        (
+            picture_text(b"<svg/>"),
+            "INVALID_IMAGE_FORMAT",
+            "image_file must be a picture (PNG, JPEG, WEBP, GIF, BMP), got something else",
+        ),
+        (
+            picture_text(png(5001, 5000)),
+            "IMAGE_EXCEEDS_MAX_RESOLUTION",
+            "image_file must have at most 25000000 pixels, got 5001x5000 = 25005000",
+        ),
+        (
+            picture_text(bytes(15_000_001)),
+            "IMAGE_FILE_EXCEEDS_MAX_SIZE",
+            "image_file must be a picture of at most 15000000 bytes, got 15000001",
+        ),
+        ("{{Base64}}", "INVALID_REQUEST_BODY", "image_file must be a picture in base64, got text that is not base64"),
+    ],
+    ids=["damaged", "no picture", "pixels", "bytes", "no base64"],
+)
+async def test_a_picture_that_cannot_be_used_has_a_reason_of_its_own(
+    api: Api, text: str, reason: str, message: str
+) -> None:
+    headers = {"Authorization": f"Bearer {api.key}"}
+    response = await api.http.post("/v3/async/img2video", json=PAGE | {"image_file": text}, headers=headers)
+    assert response.status_code == 400
+    assert response.json() == {"code": 400, "reason": reason, "message": message, "metadata": {}}

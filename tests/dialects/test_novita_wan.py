@@ -201,7 +201,6 @@ async def test_a_picture_and_a_text_make_a_task_with_the_pictures_aspect(api: Ap
     ("image_url", "message"),
     [
         (None, "image_url is required"),
-        (picture_text(b"no picture"), "image_url must be a picture (PNG, JPEG, WEBP, GIF, BMP), got something else"),
         ("http://pictures.example/a.png", "image_url must start with https://, got http://"),
         (
             "https://127.0.0.1/a.png",

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 import server.fetching
-from polyreel.errors import InvalidRequest, NotFetched, UnsafeAddress
+from polyreel.errors import InvalidRequest, NotFetched, UnsafeAddress, UnusablePicture
 from polyreel.outbound import Outbound
 from server.services import Services
 from tests.conftest import Api
@@ -96,7 +96,7 @@ async def test_a_link_leads_to_the_same_picture_as_its_base64(shared: Services, 
 
 
 async def test_a_link_of_which_no_picture_comes_is_named(shared: Services, files: str) -> None:
-    for messages, kind in ((NOT_FETCHED, NotFetched), (NO_PICTURE, InvalidRequest)):
+    for messages, kind in ((NOT_FETCHED, NotFetched), (NO_PICTURE, UnusablePicture)):
         for path, message in messages.items():
             with pytest.raises(InvalidRequest) as refused:
                 await shared.fetch_picture("init_image", files + path)

@@ -26,6 +26,7 @@ from polyreel.errors import (
     UnknownJob,
     UnknownModel,
     UnknownRoute,
+    UnusablePicture,
 )
 from server.dialects.novita.settings import NovitaSettings
 
@@ -65,9 +66,19 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
 )
 
 
+#: Of `UnusablePicture`, by its fault.
+_PICTURE_REASONS = {
+    "format": "INVALID_IMAGE_FORMAT",
+    "pixels": "IMAGE_EXCEEDS_MAX_RESOLUTION",
+    "bytes": "IMAGE_FILE_EXCEEDS_MAX_SIZE",
+}
+
+
 def render_error(err: PolyreelError, settings: NovitaSettings) -> Response:
     """Return the vendor's error body; it has no settings of its own."""
     status, reason = next((status, reason) for kind, status, reason in _ERRORS if isinstance(err, kind))
+    if isinstance(err, UnusablePicture):
+        reason = _PICTURE_REASONS[err.fault]
     headers = {}
     if isinstance(err, TooManyJobs):
         headers["Retry-After"] = str(err.retry_after_s)
