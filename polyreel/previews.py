@@ -23,8 +23,8 @@ class Preview:
     """One picture.
 
     Args:
-        jpeg: a frame of the middle of the video, in its proportions, no side longer than 160 px, about 10 kB at most. It
-            is to be shown enlarged: of an LTX video of 512 x 768 px it has 16 x 24.
+        jpeg: a frame of the middle of the video, in its proportions, no side longer than 160 px, about 10 kB at
+            most. It is to be shown enlarged: of an LTX video of 512 x 768 px it has 16 x 24.
         step: denoising steps that were done, over all passes.
     """
 
