@@ -22,6 +22,7 @@ from polyreel.keys import Caller
 from polyreel.records import StoredJob
 from polyreel.request import OutputSpec, VideoRequest
 from polyreel.terms import Terms
+from server.replays import replayed
 from server.services import Services
 
 #: What a rehearsal that fails says.
@@ -79,7 +80,8 @@ async def rehearse(
     except (TooManyJobs, KeyReused):
         await _forget_sample(shared, job)
         raise
-    if taken.job.id != job.id:  # the same request came twice at once
+    if taken.job.id != job.id:  # another request with the same key was quicker
+        replayed()
         await _forget_sample(shared, job)
     return await shared.get(taken.job.id, caller.owner)
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from polyreel.job import JobStatus
@@ -158,6 +159,21 @@ async def test_a_repeated_test_mode_is_one_task_with_one_file(api: Api) -> None:
     other = BASE | {"steps": 9, "extra": {"webhook": MOCK}}
     reused = await api.http.post(SUBMIT, json=other, headers=headers)
     assert (reused.status_code, samples_of(api)) == (422, [answers[0].json()["task_id"]])
+
+
+async def test_a_test_mode_that_comes_often_at_once_is_one_task_with_one_file(api: Api) -> None:
+    headers, answers = auth(api.key) | {"Idempotency-Key": "one"}, []
+
+    async def send() -> None:
+        body = BASE | {"extra": {"webhook": MOCK}}
+        answers.append(await api.http.post(SUBMIT, json=body, headers=headers))
+
+    async with anyio.create_task_group() as senders:
+        for _ in range(8):
+            senders.start_soon(send)
+    [task_id] = {answer.json()["task_id"] for answer in answers}
+    assert samples_of(api) == [task_id]
+    assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
 
 
 def samples_of(api: Api) -> list[str]:
