@@ -108,7 +108,10 @@ async def test_where_the_path_says_image_to_video_a_text_is_no_prompt(api: Api) 
     answer = await ask(api, path=I2V, inputs="a cat!")
     assert (answer.status_code, answer.json()) == (
         400,
-        {"error": "inputs must be a picture in base64, got text that is not base64", "field": "inputs"},
+        {
+            "error": "inputs must be a picture in base64 or an https:// link to one, got text that is neither",
+            "field": "inputs",
+        },
     )
 
 
@@ -151,7 +154,7 @@ async def test_a_model_that_takes_pictures_alone_takes_every_text_for_one(
 ) -> None:
     api = with_ltx(make_api, settings, tasks=("i2v",))
     assert (await ask(api, inputs="a cat!")).json()["error"] == (
-        "inputs must be a picture in base64, got text that is not base64"
+        "inputs must be a picture in base64 or an https:// link to one, got text that is neither"
     )
     assert (await generate(api, inputs=TEXT)).status_code == 200
 

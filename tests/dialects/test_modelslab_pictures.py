@@ -104,7 +104,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"init_image": None}, "init_image is required"),
     ({"init_image": " "}, "init_image is required"),
     ({"init_image": 7}, "init_image must be a string, got 7"),
-    ({"init_image": "cat!"}, "init_image must be a picture in base64, got text that is not base64"),
+    (
+        {"init_image": "cat!"},
+        "init_image must be a picture in base64 or an https:// link to one, got text that is neither",
+    ),
     ({"num_frames": 26}, f"num_frames must be between 1 and 25, got 26{CLAMP_HINT}"),
     ({"fps": 17}, f"fps must be between 1 and 16, got 17{CLAMP_HINT}"),
     ({"guidance_scale": 8.5}, f"guidance_scale must be between 0 and 8, got 8.5{CLAMP_HINT}"),

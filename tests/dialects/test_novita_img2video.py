@@ -133,7 +133,11 @@ async def test_the_noise_on_the_picture_is_how_loosely_it_is_followed(
             "IMAGE_FILE_EXCEEDS_MAX_SIZE",
             "image_file must be a picture of at most 15000000 bytes, got 15000001",
         ),
-        ("{{Base64}}", "INVALID_REQUEST_BODY", "image_file must be a picture in base64, got text that is not base64"),
+        (
+            "{{Base64}}",
+            "INVALID_REQUEST_BODY",
+            "image_file must be a picture in base64 or an https:// link to one, got text that is neither",
+        ),
     ],
     ids=["damaged", "no picture", "pixels", "bytes", "no base64"],
 )

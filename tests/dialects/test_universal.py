@@ -358,8 +358,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "inputs.prompt is required"),
     ({"prompt": " "}, "inputs.prompt must not be blank"),
     ({"prompt": 7}, "inputs.prompt must be a string, got 7"),
-    ({"image": ""}, "inputs.image must be a picture in base64, got nothing"),
-    ({"image": "cat!"}, "inputs.image must be a picture in base64, got text that is not base64"),
+    ({"image": ""}, "inputs.image must be a picture in base64 or an https:// link to one, got nothing"),
+    (
+        {"image": "cat!"},
+        "inputs.image must be a picture in base64 or an https:// link to one, got text that is neither",
+    ),
     ({"image": "QUJDREVGRw=="}, "inputs.image must be a picture (PNG, JPEG, WEBP, GIF, BMP), got something else"),
     ({"image": 7}, "inputs.image must be a string, got 7"),
     ({"negative_prompt": 7}, "inputs.negative_prompt must be a string, got 7"),

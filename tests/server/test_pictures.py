@@ -36,12 +36,11 @@ def test_base64_is_read_as_clients_write_it(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "image must be a picture in base64, got nothing"),
-        ("data:image/png;base64,", "image must be a picture in base64, got nothing"),
-        ("not base64!", "image must be a picture in base64, got text that is not base64"),
-        ("ü", "image must be a picture in base64, got text that is not base64"),
-        ("A", "image must be a picture in base64, got text that is not base64"),
-        ("HTTP://x/cat.png", "image must be a picture in base64, got a link; links are not fetched here"),
+        ("", "image must be a picture in base64 or an https:// link to one, got nothing"),
+        ("data:image/png;base64,", "image must be a picture in base64 or an https:// link to one, got nothing"),
+        ("not base64!", "image must be a picture in base64 or an https:// link to one, got text that is neither"),
+        ("ü", "image must be a picture in base64 or an https:// link to one, got text that is neither"),
+        ("A", "image must be a picture in base64 or an https:// link to one, got text that is neither"),
     ],
 )
 def test_other_text_is_refused(text, message):
@@ -233,5 +232,8 @@ def test_a_jpeg_of_hundreds_of_scans_is_refused_before_they_are_decoded():
     ["data:image/png,", "data:;base64,", "data:text/html;base64,", "data:image/png;base64;", "data:", "blob:null/"],
 )
 def test_a_data_url_that_is_none_of_a_picture_in_base64_is_refused(head):
-    with pytest.raises(InvalidRequest, match=r"^image must be a picture in base64, got text that is not base64$"):
+    with pytest.raises(
+        InvalidRequest,
+        match=r"^image must be a picture in base64 or an https:// link to one, got text that is neither$",
+    ):
         decode("image", head + TEXT)
