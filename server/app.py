@@ -39,9 +39,11 @@ from server.callers import Callers
 from server.dialects import Dialect, dialect_settings, dialects
 from server.edge import Edge, mark, refused
 from server.gate import Gate
+from server.live_workers import LiveWorkers
 from server.openapi import add_schemes
 from server.published import Published
-from server.services import Services, connect_reader
+from server.reader import connect_reader
+from server.services import Services
 from server.waiters import Waiters
 from server.waiting import Waiting
 
@@ -89,6 +91,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         reader=reader,
         waiters=Waiters(queue.records.client, gate, settings.retention_s),
         waiting=Waiting(reader, gate, settings.catalogue, rule, settings.resident_models),
+        live_workers=LiveWorkers(reader, gate),
         gate=gate,
         outbound=Outbound(settings.webhook_allow, settings.outbound_http),
         webhook_signer=load_signer(settings),

@@ -18,8 +18,9 @@ from polyreel.job import JobStatus
 from polyreel.leases import SWAPS
 from polyreel.records import OPEN, SECONDS
 from server.couriers import Couriers, couriers
+from server.live_workers import listed
 from server.openapi import documents
-from server.services import Services, listed, services
+from server.services import Services, services
 
 router = APIRouter()
 

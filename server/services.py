@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,8 @@ import anyio
 import redis.asyncio
 import structlog
 from fastapi import Request
-from redis.driver_info import DriverInfo
 from starlette.concurrency import run_in_threadpool
 
-import polyreel
 from polyreel.admission import check_fits, needed_bytes
 from polyreel.catalogue import NEUTRAL, Catalogue, Words
 from polyreel.errors import (
@@ -38,18 +35,7 @@ from polyreel.limits import Usage
 from polyreel.links import LinkSigner, file_url
 from polyreel.outbound import Outbound
 from polyreel.queue import Queue
-from polyreel.records import (
-    BRIEF_TIMEOUTS,
-    OPEN,
-    RESIDENTS,
-    WORKER_PREFIX,
-    StoredJob,
-    brief_retry,
-    hidden_from,
-    job_key,
-    parse,
-    queue_is_full,
-)
+from polyreel.records import OPEN, StoredJob, hidden_from, job_key, parse, queue_is_full
 from polyreel.request import VideoRequest
 from polyreel.settings import Settings
 from polyreel.signing import WebhookSigner
@@ -58,6 +44,7 @@ from polyreel.terms import Terms
 from server.callers import Callers
 from server.fetching import MAX_FETCHES, fetch_links
 from server.gate import Gate, budget
+from server.live_workers import LiveWorkers
 from server.pictures import MAX_AT_ONCE, Picture, check_picture, is_link, read_picture
 from server.published import Published
 from server.replays import replayed
@@ -71,27 +58,12 @@ log = structlog.get_logger()
 #: already, and never later than the longest, seconds: nobody waits 5 % longer than needed, and a look costs little.
 _SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.25
 
-#: Connections of one process for polls. Each is busy for the time of one command.
-_CONNECTIONS = 50
-
 #: What the queue says of a job that cannot be cancelled any more, in a sentence.
 _TOO_LATE = {
     "succeeded": "The job has succeeded already.",
     "failed": "The job has failed already.",
     "finishing": "The job's file is being made already; it will be ready in a moment.",
 }
-
-#: For how long a submit believes what the workers last said of their devices, seconds: asking all of them takes two
-#: calls to Redis, and a device does not change while a worker lives.
-_DEVICES_S = 5.0
-
-
-@dataclass
-class _Devices:
-    """What the live workers last said of themselves, and when it was read, by our clock."""
-
-    read_at: float = -_DEVICES_S
-    said: list[dict[str, object]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -104,6 +76,7 @@ class Services:
         reader: asynchronous client for polls.
         waiters: who waits for which job.
         waiting: where jobs stand in the queue.
+        live_workers: who runs them now.
         gate: what every call to Redis passes.
         outbound: what every call to a client's URL passes.
         webhook_signer: knows each owner's webhook secrets.
@@ -121,13 +94,13 @@ class Services:
     reader: redis.asyncio.Redis
     waiters: Waiters
     waiting: Waiting
+    live_workers: LiveWorkers
     gate: Gate
     outbound: Outbound
     webhook_signer: WebhookSigner
     published: Published
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     watches: Watches = field(default_factory=Watches)
-    _devices: _Devices = field(default_factory=_Devices)
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
     _fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_FETCHES))
     _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
@@ -333,22 +306,9 @@ class Services:
         entry = self.catalogue[request.model]
         if not needed_bytes(entry, request):
             return
-        device_bytes = await self._largest_device(request.model)
+        device_bytes = await self.live_workers.largest_device(request.model)
         if device_bytes is not None:
             check_fits(entry, request, device_bytes, called)
-
-    async def _largest_device(self, model: str) -> int | None:
-        """Return the memory of the largest device that serves a model now; None when no limit is known.
-
-        None is also when nobody serves it, which a worker that is still starting may change, and when one who does
-        names no limit (a CPU).
-        """
-        now = time.monotonic()
-        if now - self._devices.read_at > _DEVICES_S:
-            self._devices.read_at, self._devices.said = now, await self.workers()
-        sizes = [said.get("memory_bytes") for said in self._devices.said if model in listed(said.get("models"))]
-        known = [size for size in sizes if isinstance(size, int)]
-        return max(known) if known and len(known) == len(sizes) else None
 
     async def get(self, job_id: str, owner: str) -> StoredJob:
         """Return a record of this owner by uuid, or by its whole number.
@@ -424,10 +384,7 @@ class Services:
 
     async def workers(self) -> list[dict[str, object]]:
         """Return what each live worker says of itself."""
-        async with self.gate.asking():
-            names = await self.reader.hkeys(RESIDENTS)
-            said = await self.reader.mget([WORKER_PREFIX + str(name) for name in names]) if names else []
-        return [{"name": str(name), **json.loads(text)} for name, text in zip(names, said, strict=True) if text]
+        return await self.live_workers.said()
 
     def base_url(self, request: Request) -> str:
         """Return the absolute base of the links in answers, without a slash at the end."""
@@ -454,33 +411,6 @@ class Services:
 def guess_s(position: int = 0) -> int:
     """Return the seconds that a contract is told which has no word for unknown: ten for each job."""
     return 10 * (position + 1)
-
-
-def listed(value: object) -> list[object]:
-    """Return what a heartbeat lists in a field, [] where it has none."""
-    return value if isinstance(value, list) else []
-
-
-def connect_reader(url: str) -> redis.asyncio.Redis:
-    """Return the client for polls."""
-    # Made here, once: left to itself, redis-py looks its version up on disk for each connection, in a route.
-    driver = DriverInfo().add_upstream_driver("polyreel", polyreel.__version__)
-    # One that waits for a free connection: the plain pool raises at the 101st request that asks at the same time.
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=_CONNECTIONS,
-        timeout=None,  # the gate's budget bounds it
-        decode_responses=True,
-        retry=_async_retry(),
-        driver_info=driver,
-        **BRIEF_TIMEOUTS,
-    )
-    return redis.asyncio.Redis.from_pool(pool)
-
-
-def _async_retry() -> redis.asyncio.retry.Retry:
-    brief = brief_retry()
-    return redis.asyncio.retry.Retry(brief._backoff, 1)
 
 
 def _is_uuid(text: str) -> bool:

@@ -137,7 +137,7 @@ async def test_what_was_acknowledged_stays_so_when_the_worker_that_it_fits_has_g
     beat(api, "large", 80_000_000_000)
     made = await services(api).submit(REQUEST, dialect="novita", caller=Caller("alice"), terms=terms)
     beat(api, "large", 8_000_000_000)
-    services(api)._devices.read_at = 0.0
+    services(api).live_workers.read_at = 0.0
     with pytest.raises(InvalidRequest):
         await submit(api)
     again = await services(api).submit(REQUEST, dialect="novita", caller=Caller("alice"), terms=terms)

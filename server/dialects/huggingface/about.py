@@ -17,8 +17,9 @@ from polyreel.errors import UnknownRoute
 from server.credentials import bearer
 from server.dialects.huggingface.errors import ErrorBody
 from server.dialects.huggingface.routes import IMAGE_TO_VIDEO, TEXT_TO_VIDEO
+from server.live_workers import listed
 from server.openapi import documents
-from server.services import listed, services
+from server.services import services
 
 router = APIRouter()
 

@@ -16,8 +16,9 @@ from polyreel.keys import Caller
 from server.body import parse_object, read_body, validate
 from server.credentials import bearer
 from server.dialects.native.problems import MEDIA, NoWorker, Problem
+from server.live_workers import listed
 from server.openapi import documents
-from server.services import Services, listed, services
+from server.services import Services, services
 
 _Exact = ConfigDict(extra="forbid")
 

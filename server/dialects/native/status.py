@@ -16,8 +16,9 @@ from polyreel.records import OPEN
 from server.credentials import bearer
 from server.dialects import dialects
 from server.dialects.native.problems import MEDIA, Problem
+from server.live_workers import listed
 from server.openapi import documents
-from server.services import Services, listed, services
+from server.services import Services, services
 
 _Exact = ConfigDict(extra="forbid")
 
