@@ -517,6 +517,18 @@ async def test_a_remix_of_another_dialects_video_has_the_files_of_this_one(api: 
 
 
 @pytest.mark.anyio
+async def test_a_repeated_remix_is_the_same_video_also_when_its_source_is_deleted(api: Api) -> None:
+    source = (await create(api))["id"]
+    api.finish(source)
+    headers = auth(api.key) | {"Idempotency-Key": "one"}
+    first = await api.http.post(f"{VIDEOS}/{source}/remix", json={"prompt": "a dog"}, headers=headers)
+    assert (await api.http.delete(f"{VIDEOS}/{source}", headers=auth(api.key))).status_code == 200
+    again = await api.http.post(f"{VIDEOS}/{source}/remix", json={"prompt": "a dog"}, headers=headers)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.json()["id"] == first.json()["id"]
+
+
+@pytest.mark.anyio
 async def test_only_a_completed_video_is_remixed(api: Api) -> None:
     video_id = (await create(api))["id"]
     answer = await api.http.post(f"{VIDEOS}/{video_id}/remix", json={"prompt": "a dog"}, headers=auth(api.key))

@@ -200,19 +200,22 @@ async def remix(request: Request, video_id: str) -> Response:
     caller = await shared.caller(bearer(request), "submit")
     form, canonical = await _read(request, shared)
     prompt = check_prompt("prompt", validate(RemixVideo, form.fields).prompt)
-    source = (await shared.get(video_id, caller.owner)).job
-    if source.status is not JobStatus.SUCCEEDED:
-        raise InvalidRequest("Only a completed video can be remixed; this one is not", "video_id")
-    if source.request.model not in shared.catalogue.models:
-        raise UnknownModel(source.request.model, served(shared.catalogue))
-    stored = await shared.submit(
-        remixed(source.request, prompt),
-        dialect="openai",
-        caller=caller,
-        vendor={"remixed_from": source.id, **{name: source.vendor[name] for name in _named(source)}},
-        pictures=await _pictures_of(shared, source.request),
-        terms=await read_terms(request, "openai", canonical),
-    )
+    terms = await read_terms(request, "openai", canonical)
+    stored = await shared.earlier(caller.owner, terms)
+    if stored is None:  # whose source may have gone since
+        source = (await shared.get(video_id, caller.owner)).job
+        if source.status is not JobStatus.SUCCEEDED:
+            raise InvalidRequest("Only a completed video can be remixed; this one is not", "video_id")
+        if source.request.model not in shared.catalogue.models:
+            raise UnknownModel(source.request.model, served(shared.catalogue))
+        stored = await shared.submit(
+            remixed(source.request, prompt),
+            dialect="openai",
+            caller=caller,
+            vendor={"remixed_from": source.id, **{name: source.vendor[name] for name in _named(source)}},
+            pictures=await _pictures_of(shared, source.request),
+            terms=terms,
+        )
     return _answer(shared, stored)
 
 
