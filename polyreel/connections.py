@@ -29,9 +29,17 @@ CONNECT_S = 5.0
 #: Bytes that are written before the clock is looked at again.
 _SLICE = 16 * 1024
 
+#: Longest that the reading of one answer may keep a processor, seconds: 15 MB take 0.05. In pieces of a byte, or after
+#: endless interim answers, they take minutes, and eight such files held the API up for a third of a second each time.
+_WORK_S = 0.5
+
 
 class NoAddress(Exception):
     """Raised when a name has no address."""
+
+
+class TooMuchWork(httpcore2.ProtocolError):
+    """Raised when an answer costs more than anybody's would who means well."""
 
 
 class Guard(httpcore2.NetworkBackend):
@@ -96,14 +104,20 @@ class Guard(httpcore2.NetworkBackend):
 
 
 class Timed(httpcore2.NetworkStream):
-    """A connection of which each call gets the time that is left of the whole, whatever its caller allows it."""
+    """A connection of which each call gets the time that is left of the whole, whatever its caller allows it.
+
+    For one thread, whose work between two reads is counted.
+    """
 
     def __init__(self, stream: httpcore2.NetworkStream, ends_at: float) -> None:
         self._stream = stream
         self._ends_at = ends_at
+        self._began = time.thread_time()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what there is."""
+        if time.thread_time() - self._began > _WORK_S:
+            raise TooMuchWork("too much work")
         return self._stream.read(max_bytes, _left_s(self._ends_at))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:

@@ -26,7 +26,7 @@ import structlog
 
 import polyreel
 from polyreel.addresses import Address, AllowList, literal, why_not_public
-from polyreel.connections import CONNECT_S, Guard, NoAddress
+from polyreel.connections import CONNECT_S, Guard, NoAddress, TooMuchWork
 from polyreel.errors import OutboundFailed, UnsafeAddress
 from polyreel.targets import PORTS, Target, take_apart
 
@@ -199,6 +199,8 @@ class Outbound:
             raise OutboundFailed(f"{field} could not be reached within {min(total_s, CONNECT_S):g} s") from err
         except httpcore2.TimeoutException as err:
             raise OutboundFailed(f"{field} did not answer within {round(total_s, 2):g} s") from err
+        except TooMuchWork as err:
+            raise OutboundFailed(f"{field} was answered in too many small pieces") from err
         except httpcore2.ProtocolError as err:
             raise OutboundFailed(f"{field} was answered with something that is not HTTP") from err
         except httpcore2.NetworkError as err:

@@ -157,6 +157,28 @@ def test_an_answer_that_drips_is_cut_when_time_is_over(serve, head, drop):
     assert 0.2 < time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["chunks", "interim answers"],
+)
+def test_an_answer_in_a_million_pieces_does_not_keep_the_processor_busy(serve, head, piece):
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(head)
+        while True:
+            connection.sendall(piece * 10_000)
+
+    server = serve(behave)
+    began = time.thread_time()
+    with pytest.raises(OutboundFailed, match=r"^image was answered in too many small pieces$"):
+        fetch(server, 15_000_000, total_s=20.0)
+    assert time.thread_time() - began < 2, "it took all of the twenty seconds"
+
+
 def test_a_receivers_status_counts_although_its_body_never_ends(serve):
     server = serve(dripping(b"HTTP/1.1 202 Accepted\r\nRetry-After: 7\r\nContent-Length: 500\r\n\r\n", b"a"))
     reply = post(server, total_s=0.25)
