@@ -2,7 +2,11 @@
 
 A dialect publishes `DIALECT`. It translates with two pure functions (`from_wire`: the vendor's body to a
 `VideoRequest`; `to_wire`: a record to the vendor's answer), maps every error of `polyreel.errors` in one table, and
-knows no other dialect. Vendor words live here and nowhere else.
+knows no other dialect. Vendor words live here and nowhere else: `Services.submit` is told what clients call the fields
+that the catalogue may refuse (`words`).
+
+A route that takes a picture by its link asks `Services.earlier` before it fetches it, and fetches it when nothing else is
+wrong.
 """
 
 from __future__ import annotations
