@@ -5,8 +5,8 @@ A dialect publishes `DIALECT`. It translates with two pure functions (`from_wire
 knows no other dialect. Vendor words live here and nowhere else: `Services.submit` is told what clients call the fields
 that the catalogue may refuse (`words`).
 
-A route that takes a picture by its link asks `Services.earlier` before it fetches it, and fetches it when nothing else is
-wrong.
+A route that takes a picture by its link asks `Services.earlier` before it fetches it, and fetches it when nothing else
+is wrong.
 """
 
 from __future__ import annotations
