@@ -93,6 +93,11 @@ class Queue:
                 terms=terms,
             )
 
+    def check(self, job: VideoJob, terms: Terms) -> None:
+        """Raise what `submit` would raise now; write nothing, and promise nothing."""
+        with redis_errors():
+            self.records.check(job, self.max_open, max_open_of_owner=self.max_open_of_owner, terms=terms)
+
     def delete(self, job_id: str) -> bool:
         """As `Records.delete`.
 

@@ -219,6 +219,33 @@ class Records:
             KeyReused: the Idempotency-Key stands for another request.
         """
         terms = terms or Terms()
+        _, job_id, number, created_at = self._ask(job, max_open, max_open_of_owner, timeout_s, terms)
+        if job_id == job.id:
+            return StoredJob(replace(job, created_at=float(created_at)), int(number), 0, True)
+        earlier = self.get(job_id)
+        if earlier:
+            return earlier
+        return self.create(  # its record expired this moment, so the key stands for nothing any more
+            job, max_open, max_open_of_owner=max_open_of_owner, timeout_s=timeout_s, terms=terms
+        )
+
+    def check(
+        self, job: VideoJob, max_open: int, *, max_open_of_owner: int | None = None, terms: Terms | None = None
+    ) -> None:
+        """Raise what `create` would raise now; write nothing, and promise nothing."""
+        self._ask(job, max_open, max_open_of_owner, 3600, terms or Terms(), only_asks=True)
+
+    def _ask(
+        self,
+        job: VideoJob,
+        max_open: int,
+        max_open_of_owner: int | None,
+        timeout_s: int,
+        terms: Terms,
+        *,
+        only_asks: bool = False,
+    ) -> list[str]:
+        """Return what `submit.lua` says of a job that it does not refuse."""
         account = job.account or job.owner
         limits = ({} if max_open_of_owner is None else {"max_queued": max_open_of_owner}) | terms.limits.to_dict()
         pixels = job.request.num_frames * job.request.height * job.request.width
@@ -241,23 +268,17 @@ class Records:
             "digest": terms.digest,
             "ends": terms.ends,
             "ending": ending_terms(self.retention_s, job.error_message),
+            "only_asks": only_asks,
         }
-        answer = self._submit(args=arguments(how, *fields, *entry_fields(job, timeout_s, self.client)))
+        said = self._submit(args=arguments(how, *fields, *entry_fields(job, timeout_s, self.client)))
+        answer = [str(part) for part in said]
         if answer[0] == "full":
             raise queue_is_full(max_open)
         if answer[0] == "limit":
             raise limit_reached(answer[1], limits[answer[1]], float(answer[2]), terms.expected_s)
         if answer[0] == "other":
             raise KeyReused("This Idempotency-Key was sent before with another request; use a new one.")
-        _, job_id, number, created_at = answer
-        if job_id == job.id:
-            return StoredJob(replace(job, created_at=float(created_at)), int(number), 0, True)
-        earlier = self.get(job_id)
-        if earlier:
-            return earlier
-        return self.create(  # its record expired this moment, so the key stands for nothing any more
-            job, max_open, max_open_of_owner=max_open_of_owner, timeout_s=timeout_s, terms=terms
-        )
+        return answer
 
     def get(self, job_id: str) -> StoredJob | None:
         """Return a record, or None."""

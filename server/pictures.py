@@ -62,18 +62,16 @@ class Picture:
     width: int
     height: int
 
-    def store(self, storage: Storage) -> bool:
-        """Store the picture; blocks. Return whether it was not there before.
+    def store(self, storage: Storage) -> None:
+        """Store the picture; blocks.
 
         Raises:
             StorageFailed: it could not be stored.
         """
-        is_new = storage.size(self.key) is None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture"
             path.write_bytes(self.content)
             storage.put(path, self.key)  # also when it is there: the sweeper goes by the time of the last use
-        return is_new
 
 
 def read_picture(field: str, text: str) -> Picture:

@@ -6,10 +6,8 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from math import isinf
-from weakref import WeakValueDictionary
 
 import anyio
 import redis.asyncio
@@ -20,22 +18,19 @@ from starlette.concurrency import run_in_threadpool
 from polyreel.admission import check_fits, needed_bytes
 from polyreel.catalogue import NEUTRAL, Catalogue, Words
 from polyreel.errors import (
-    KeyReused,
     NotCancellable,
     QueueUnavailable,
-    StorageFailed,
-    TooManyJobs,
     UnknownJob,
 )
 from polyreel.estimates import Estimate
 from polyreel.formats import formats
-from polyreel.job import VideoJob, new_job
+from polyreel.job import new_job
 from polyreel.keys import Caller, Scope
 from polyreel.limits import Usage
 from polyreel.links import LinkSigner, file_url
 from polyreel.outbound import Outbound
 from polyreel.queue import Queue
-from polyreel.records import OPEN, StoredJob, hidden_from, job_key, parse, queue_is_full
+from polyreel.records import StoredJob, hidden_from, job_key, parse
 from polyreel.request import VideoRequest
 from polyreel.settings import Settings
 from polyreel.signing import WebhookSigner
@@ -103,7 +98,6 @@ class Services:
     watches: Watches = field(default_factory=Watches)
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
     _fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_FETCHES))
-    _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def caller(self, key: str | None, scope: Scope) -> Caller:
         """Return who sends a request with this key.
@@ -184,7 +178,8 @@ class Services:
 
         Args:
             caller: from `caller`.
-            pictures: what `request.images` names, stored when nothing else refuses the request.
+            pictures: what `request.images` names, stored when nothing else refuses the request. They stay where the
+                queue fills up in that moment: another process may have been promised the same picture meanwhile.
             terms: from `server.submission.read_terms`.
             base_url, webhook, keep_s: see `VideoJob`; a webhook has passed `check_url`.
             words: see `Catalogue.admit`.
@@ -217,10 +212,10 @@ class Services:
             keep_s=keep_s,
         )
         if pictures:
-            await self._check_room()
-            stored = await self._submit_with(pictures, job, terms)
-        else:
-            stored = await self.gate.in_thread(self.queue.submit, job, terms)
+            await self.gate.in_thread(self.queue.check, job, terms)
+        for picture in pictures:
+            await run_in_threadpool(picture.store, self.storage)
+        stored = await self.gate.in_thread(self.queue.submit, job, terms)
         if stored.job.id != job.id:  # another request with the same key was quicker
             replayed()
         return stored
@@ -274,33 +269,6 @@ class Services:
         if found is not None:
             replayed()
         return found
-
-    async def _check_room(self) -> None:
-        """Raise `TooManyJobs` when the queue is full now; whether it is when a job comes, its submit says."""
-        async with self.gate.asking():
-            count = await self.reader.zcard(OPEN)
-        if count >= self.queue.max_open:
-            raise queue_is_full(self.queue.max_open)
-
-    async def _submit_with(self, pictures: Sequence[Picture], job: VideoJob, terms: Terms) -> StoredJob:
-        """Store pictures and submit their job; what was stored for a job that is refused goes again.
-
-        Not when Redis went away: the job may have been written, and is then run. One request at a time for each
-        picture, so that none removes what another has just been promised.
-        """
-        async with AsyncExitStack() as stack:
-            for key in sorted({picture.key for picture in pictures}):
-                await stack.enter_async_context(self._storing.setdefault(key, asyncio.Lock()))
-            new: list[str] = []
-            try:
-                for picture in pictures:
-                    if await run_in_threadpool(picture.store, self.storage):
-                        new.append(picture.key)
-                return await self.gate.in_thread(self.queue.submit, job, terms)
-            except (TooManyJobs, KeyReused, StorageFailed):
-                for key in new:
-                    await run_in_threadpool(self.storage.delete, key)
-                raise
 
     async def _check_fits(self, request: VideoRequest, called: str) -> None:
         entry = self.catalogue[request.model]

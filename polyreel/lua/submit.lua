@@ -1,4 +1,5 @@
 -- Take a job in: admit it, write its record, put it into the order and into RQ's list. All or nothing, and twice is once.
+-- Or only say what would become of it (`only_asks`), and write nothing.
 -- ARGV: terms as JSON, then as many record fields as it says, then the fields of RQ's entry.
 local terms = cjson.decode(ARGV[1])
 local id, model = terms.id, terms.model
@@ -37,6 +38,8 @@ if limits.gpu_seconds_per_day then
     return {'limit', 'gpu_seconds_per_day', seconds(DAY_S - t % DAY_S)}
   end
 end
+
+if terms.only_asks then return {'room'} end
 
 -- Not a bare INCR: a counter that a crash rolled back would hand a number out twice.
 local last = tonumber(redis.call('GET', 'polyreel:number') or '0')

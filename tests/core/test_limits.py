@@ -57,6 +57,19 @@ def until_midnight(queue: Queue) -> float:
     return 86400 - redis_time(queue.records.client) % 86400
 
 
+def test_whether_a_job_would_be_refused_can_be_asked_and_uses_nothing(queue: Queue) -> None:
+    terms = Terms(limits=KeyLimits(requests_per_minute=1, max_queued=1, gpu_seconds_per_day=10), expected_s=5)
+    client = queue.records.client
+    for _ in range(3):
+        queue.check(queued(), terms)
+    assert list(client.scan_iter("*")) == []
+    queue.submit(queued(), terms)
+    before = sorted(client.scan_iter("*"))
+    with pytest.raises(LimitReached, match="You have 1 unfinished jobs"):
+        queue.check(queued(), terms)
+    assert sorted(client.scan_iter("*")) == before
+
+
 def test_so_many_submits_are_taken_in_a_minute_and_then_one_each_interval(queue: Queue) -> None:
     client = queue.records.client
     for _ in range(6):

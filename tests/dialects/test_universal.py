@@ -129,25 +129,6 @@ async def test_the_picture_of_a_refused_request_is_never_stored(
 
 
 @pytest.mark.anyio
-async def test_a_picture_goes_again_when_the_queue_fills_up_meanwhile_unless_it_was_there_before(
-    make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def there_is_room(_services: Services) -> None:
-        return None
-
-    monkeypatch.setattr(Services, "_check_room", there_is_room)
-    api = make_api(max_queued=0, dialects={"universal": {"endpoint_model": "ltx"}})
-    earlier, new = png(9, 7), png(7, 9)
-    (api.scratch / "earlier").write_bytes(earlier)
-    api.storage.put(api.scratch / "earlier", picture_key(earlier))
-
-    for content in (earlier, new):
-        answer = await ask(api, image=base64.b64encode(content).decode())
-        assert answer.status_code == 429
-    assert stored_pictures(api) == [picture_key(earlier)]
-
-
-@pytest.mark.anyio
 async def test_the_picture_of_a_job_that_redis_may_have_taken_stays(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     def goes_away(*_: object) -> None:
         raise QueueUnavailable("The queue does not answer.")
