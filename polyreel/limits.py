@@ -24,7 +24,7 @@ class KeyLimits:
         max_queued: unfinished jobs, 1 or more.
         max_running: jobs that run at the same time, 1 or more; more of them wait and hold nobody else up.
         gpu_seconds_per_day: seconds of a device in a day of UTC: what was used, and what the unfinished jobs and the
-            one that is submitted are expected to take.
+            one that is submitted are expected to take. Of those whose length nobody knows yet, one at a time.
         models: catalogue names of the models that it may use; () is all.
     """
 
@@ -74,7 +74,8 @@ def limit_reached(which: str, limit: float, wait_s: float, expected_s: float) ->
     """Return the error for what the queue refused.
 
     Args:
-        which: "requests_per_minute", "max_queued" or "gpu_seconds_per_day".
+        which: "requests_per_minute", "max_queued" or "gpu_seconds_per_day"; "unknown" is the last one too, for a job
+            of unknown length.
         limit: the number that was reached.
         wait_s: until it is free again.
         expected_s: what the job is expected to take.
@@ -92,6 +93,8 @@ _REACHED = {
     "Wait for one to end, or cancel one.",
     "gpu_seconds_per_day": "This API key may use {limit} seconds of a GPU a day (UTC), and this job with those that "
     "are not finished would take more. The day ends in {wait} s.",
+    "unknown": "Nobody knows yet how long this job takes, nor one of yours that is not finished, and this API key may "
+    "use {limit} seconds of a GPU a day. Wait for that one to end.",
     "never": "This job is expected to take {expected} seconds of a GPU, and this API key may use {limit} a day. "
     "Ask for fewer frames, steps or pixels.",
 }

@@ -275,7 +275,8 @@ class Records:
         if answer[0] == "full":
             raise queue_is_full(max_open)
         if answer[0] == "limit":
-            raise limit_reached(answer[1], limits[answer[1]], float(answer[2]), terms.expected_s)
+            limit = limits["gpu_seconds_per_day" if answer[1] == "unknown" else answer[1]]
+            raise limit_reached(answer[1], limit, float(answer[2]), terms.expected_s)
         if answer[0] == "other":
             raise KeyReused("This Idempotency-Key was sent before with another request; use a new one.")
         return answer

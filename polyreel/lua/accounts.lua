@@ -2,6 +2,7 @@
 -- with this, before common.lua.
 --   polyreel:open:accounts         hash, account to its number of unfinished jobs
 --   polyreel:open:ms               hash, account to the milliseconds of a device that these are expected to take
+--   polyreel:open:unknown          hash, account to the number of those of which nobody knows how long they take
 --   polyreel:used:{day}:{account}  hash of a day of UTC (days since the epoch): submits, and ms of a device
 --   polyreel:rate:{account}        when its last submit counts no longer, microseconds since the epoch
 --   polyreel:held                  hash, model all of whose jobs wait for their own accounts to the schema of who looked
@@ -35,6 +36,7 @@ local function count_open(id, by)
   if not account or not r[3] then return end
   count('polyreel:open:accounts', account, by)
   count('polyreel:open:ms', account, by * tonumber(r[3]))
+  if tonumber(r[3]) == 0 then count('polyreel:open:unknown', account, by) end
 end
 
 -- Charge an account for the time since a worker claimed the job. Each stretch once: an owner that was taken for dead and

@@ -104,7 +104,7 @@ end
 if redis.call('EXISTS', RQ_QUEUE .. 'polyreel') == 0 then redis.call('SREM', RQ_QUEUES, RQ_QUEUE .. 'polyreel') end
 
 -- Counted anew: a count that a crash of another version left behind would refuse its owner for ever.
-redis.call('DEL', 'polyreel:open:owners', 'polyreel:open:accounts', 'polyreel:open:ms')
+redis.call('DEL', 'polyreel:open:owners', 'polyreel:open:accounts', 'polyreel:open:ms', 'polyreel:open:unknown')
 for _, id in ipairs(redis.call('ZRANGE', 'polyreel:open', 0, -1)) do
   local owner, number = unpack(redis.call('HMGET', job_key(id), 'owner', 'number'))
   if owner then

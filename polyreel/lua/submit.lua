@@ -37,6 +37,11 @@ if limits.gpu_seconds_per_day then
   if used + reserved + terms.expected_ms > limits.gpu_seconds_per_day * 1000 then
     return {'limit', 'gpu_seconds_per_day', seconds(DAY_S - t % DAY_S)}
   end
+  -- One of unknown length at a time: a thousand of them would all be taken before the first is measured.
+  local is_unknown = terms.expected_ms == 0 and terms.ends == ''
+  if is_unknown and redis.call('HEXISTS', 'polyreel:open:unknown', account) == 1 then
+    return {'limit', 'unknown', '30'}
+  end
 end
 
 if terms.only_asks then return {'room'} end

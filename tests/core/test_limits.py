@@ -142,6 +142,25 @@ def test_what_unfinished_jobs_are_expected_to_take_counts_against_the_day(queue:
     submit(queue, expected_s=60, gpu_seconds_per_day=100)
 
 
+def test_of_jobs_whose_length_nobody_knows_one_at_a_time_is_taken(queue: Queue) -> None:
+    first = submit(queue, gpu_seconds_per_day=100)
+    error = refused(queue, gpu_seconds_per_day=100)
+    assert (error.retry_after_s, str(error)) == (
+        30,
+        "Nobody knows yet how long this job takes, nor one of yours that is not finished, and this API key may use "
+        "100 seconds of a GPU a day. Wait for that one to end.",
+    )
+    submit(queue, expected_s=50, gpu_seconds_per_day=100)
+    submit(queue)  # of a key without this limit
+    queue.submit(queued(), Terms(limits=KeyLimits(gpu_seconds_per_day=100), ends="failed"))  # a rehearsal takes nothing
+    assert queue.leases.repair() == {}
+    refused(queue, gpu_seconds_per_day=100)
+    submit(queue, "another", gpu_seconds_per_day=100)
+    for job in (first, queue.records.open_ids()[-2]):
+        queue.cancel(job)
+    submit(queue, gpu_seconds_per_day=100)
+
+
 def test_a_job_that_alone_would_take_more_than_a_day_is_told_so(queue: Queue) -> None:
     assert str(refused(queue, expected_s=120, gpu_seconds_per_day=100)) == (
         "This job is expected to take 120 seconds of a GPU, and this API key may use 100 a day. "
@@ -342,7 +361,9 @@ class Account:
         if limits.requests_per_minute and max(self.taken_until, now) - now > 60 - 60 / limits.requests_per_minute:
             return "minute"
         per_day = limits.gpu_seconds_per_day
-        return "GPU" if per_day and self.used_s + sum(self.expected.values()) + expected_s > per_day else ""
+        if per_day and self.used_s + sum(self.expected.values()) + expected_s > per_day:
+            return "would take more|expected to take"
+        return "Nobody knows" if per_day and not expected_s and 0 in self.expected.values() else ""
 
 
 class Limits(RuleBasedStateMachine):
