@@ -40,6 +40,10 @@ SCHEDULE_S = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.
 #: Deliveries to one receiver at the same time, by all couriers.
 PER_RECEIVER = 2
 
+#: Deliveries of one owner at the same time, by all couriers: whose receivers take one message and hang at the next is
+#: not to have every hand.
+PER_OWNER = 28
+
 #: Longest time of an attempt, from the receiver's name to its reply, seconds.
 ATTEMPT_S = 15.0
 
@@ -155,8 +159,9 @@ class Webhooks:
         """Take deliveries that are due; also says that this courier lives. A lost reply costs nothing.
 
         Returns:
-            Never more than `PER_RECEIVER` of one receiver, those that other couriers have included. A delivery whose
-            job was deleted or has expired is dropped, as is one that no courier survived as often as it may be tried.
+            Never more than `PER_RECEIVER` of one receiver and `PER_OWNER` of one owner, those that other couriers have
+            included. A delivery whose job was deleted or has expired is dropped, as is one that no courier survived as
+            often as it may be tried.
         """
         terms = {
             "courier": courier,
@@ -165,6 +170,7 @@ class Webhooks:
             "free": hands.free,
             "free_unproven": hands.free_unproven,
             "per_receiver": PER_RECEIVER,
+            "per_owner": PER_OWNER,
             "lease_s": self.lease_s,
             "proven_s": PROVEN_S,
             "tries": self.tries,

@@ -19,25 +19,33 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. secon
   if redis.call('HGET', 'polyreel:webhook:' .. id, 'state') ~= 'delivered' then await_delivery(id, receiver, t) end
 end
 
--- 2. How many deliveries each receiver has now, from all couriers.
-local busy = {}
+-- 2. How many deliveries each receiver has now, and each owner, from all couriers.
+local busy, owned = {}, {}
 for _, member in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
-  local receiver = string.match(member, '^%S+ (.*)$')
+  local id, receiver = string.match(member, '^(%S+) (.*)$')
+  local owner = redis.call('HGET', job_key(id), 'owner') or ''
   busy[receiver] = (busy[receiver] or 0) + 1
+  owned[owner] = (owned[owner] or 0) + 1
 end
 
--- Take the first of a line; nothing when none is due. One that is not to be delivered any more is dropped.
+-- Take the first of a line; nothing when none is due, or its owner has enough. One that is not to be delivered any more
+-- is dropped.
 local function take(receiver)
   local line = 'polyreel:webhooks:line:' .. receiver
   while true do
     local id = redis.call('ZRANGEBYSCORE', line, '-inf', seconds(t), 'LIMIT', 0, 1)[1]
     if not id then return nil end
+    local owner = redis.call('HGET', job_key(id), 'owner') or ''
+    if owner ~= '' and (owned[owner] or 0) >= terms.per_owner then return nil end
     redis.call('ZREM', line, id)
     local state = 'polyreel:webhook:' .. id
     if redis.call('EXISTS', job_key(id)) == 1 then
       local try = redis.call('HINCRBY', state, 'tries', 1)
       expire_with_record(id, state)
-      if try <= terms.tries then return id, redis.call('HINCRBY', state, 'attempts', 1), try end
+      if try <= terms.tries then
+        owned[owner] = (owned[owner] or 0) + 1
+        return id, redis.call('HINCRBY', state, 'attempts', 1), try
+      end
       redis.call('HSET', state, 'state', 'failed') -- every courier that had it has died of it
       redis.call('HDEL', state, 'next_at')
     end

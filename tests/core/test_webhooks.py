@@ -219,6 +219,18 @@ def test_a_receiver_has_two_deliveries_at_a_time_over_all_couriers(queue: Queue,
     assert [taken.receiver for taken in webhooks.take("two", MANY)] == ["slow.example"]
 
 
+def test_an_owner_whose_receivers_hang_leaves_hands_free_for_others(queue: Queue, webhooks: Webhooks) -> None:
+    for n in range(32):
+        ended(queue, f"https://of-mallory{n}.example/", owner="mallory")
+    of_alice = ended(queue)
+    taken = take(webhooks)
+    assert len(taken) == 29
+    assert taken[-1].job_id == of_alice
+    assert take(webhooks) == []
+    webhooks.note(taken[0], failed(taken[0]), "retry", 300.0)
+    assert len(take(webhooks)) == 1
+
+
 def test_new_receivers_leave_hands_free_for_those_that_took_the_last_message(queue: Queue, webhooks: Webhooks) -> None:
     ended(queue, "https://proven.example/")
     webhooks.note(take_one(webhooks), Attempt(1, 200, "", 9), "delivered")
