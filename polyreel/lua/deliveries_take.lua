@@ -12,7 +12,11 @@ if tonumber(redis.call('ZSCORE', couriers, terms.courier) or '0') < t - terms.co
   redis.call('EXPIRE', couriers, terms.courier_s)
 end
 
--- 1. What a courier had that has died waits again, unless an older attempt turned out to have brought it.
+-- 1. What a courier had that has died waits again, unless an older attempt turned out to have brought it. No lease ends
+-- later than one of now, unless the clock was put back since.
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '(' .. seconds(t + terms.lease_s), '+inf')) do
+  redis.call('ZADD', leases, seconds(t + terms.lease_s), member)
+end
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. seconds(t))) do
   local id, receiver = string.match(member, '^(%S+) (.*)$')
   redis.call('ZREM', leases, member)

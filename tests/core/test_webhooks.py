@@ -159,6 +159,16 @@ def test_a_dead_couriers_delivery_is_taken_by_another(queue: Queue, webhooks: We
     assert webhooks.take("another", MANY) == [Taken(job_id, 2, 2, "hooks.example", False)]
 
 
+def test_a_lease_from_before_the_clock_was_put_back_is_not_waited_for(queue: Queue, webhooks: Webhooks) -> None:
+    client = queue.records.client
+    job_id = ended(queue)
+    take_one(webhooks)
+    client.zadd("polyreel:webhooks:leases", {f"{job_id} hooks.example": redis_time(client) + 3600})
+    assert take(webhooks) == []
+    [(_, ends_at)] = client.zrange("polyreel:webhooks:leases", 0, -1, withscores=True)
+    assert ends_at == pytest.approx(redis_time(client) + 30, abs=5)
+
+
 def test_one_that_no_courier_survives_is_given_up(queue: Queue, webhooks: Webhooks) -> None:
     job_id = ended(queue)
     for _ in SCHEDULE_S:
