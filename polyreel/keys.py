@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 from polyreel.errors import ConfigurationError, InvalidKey, MissingKey, NotAllowed, did_you_mean
 from polyreel.limits import KeyLimits as KeyLimits
-from polyreel.secret_files import read_or_make
+from polyreel.secret_files import put_first, read_or_make
 from polyreel.settings import MAX_KEY, Settings
 
 #: Owner name of the key that is made on first start.
@@ -181,10 +181,8 @@ def load_keys(settings: Settings, has_stored: Callable[[], bool] = lambda: False
     remembered = settings.state_dir / "local-key.json"
     made: str | None = None
     if not remembered.exists():
-        made = new_key()
-        draft = remembered.with_name(".local-key.json.part")
-        draft.touch(mode=0o600, exist_ok=True)
-        draft.write_text(json.dumps({digest_of(pepper, made): LOCAL_OWNER}))
-        draft.replace(remembered)
+        text = new_key()
+        if put_first(remembered, json.dumps({digest_of(pepper, text): LOCAL_OWNER}).encode()):
+            made = text
     owners: dict[str, str] = json.loads(remembered.read_text())
     return ApiKeys(pepper, {digest: Caller(owner) for digest, owner in owners.items()}), made

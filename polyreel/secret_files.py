@@ -14,18 +14,24 @@ def read_or_make(path: Path) -> bytes:
 
     Several processes may call this at once: whoever links its file first wins, and all return the same bytes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.touch(mode=0o600, exist_ok=True)
-        draft.write_bytes(secrets.token_bytes(32))
-        try:
-            os.link(draft, path)  # unlike a rename, a link never replaces what another process put there
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
+        put_first(path, secrets.token_bytes(32))
     return path.read_bytes()
+
+
+def put_first(path: Path, content: bytes) -> bool:
+    """Write a file that only its user can read, whole or not at all, unless there is one; return whether it is ours."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    draft.touch(mode=0o600)
+    draft.write_bytes(content)
+    try:
+        os.link(draft, path)  # unlike a rename, a link never replaces what another process put there
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink()
+    return True
 
 
 def webhook_secret_bytes(text: str) -> bytes:

@@ -123,6 +123,22 @@ def test_a_reachable_server_starts_with_a_stored_key_alone(tmp_path: Path) -> No
     assert (keys.callers, made) == ({}, None)
 
 
+def test_of_two_servers_that_start_at_once_one_makes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(state_dir=tmp_path).settings
+    other: list[str | None] = []
+
+    def slowly() -> str:
+        monkeypatch.undo()
+        other.append(load_keys(settings)[1])  # meanwhile
+        return new_key()
+
+    monkeypatch.setattr("polyreel.keys.new_key", slowly)
+    keys, made = load_keys(settings)
+    assert made is None, "nobody is shown a key that is not good"
+    assert keys.find(other[0]) == Caller("local")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["local-key.json", "pepper"]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_a_server_on_loopback_starts_without_a_key(tmp_path: Path, host: str) -> None:
     assert load_keys(load_settings(state_dir=tmp_path, host=host).settings)[1] is not None
