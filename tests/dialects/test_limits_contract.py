@@ -87,7 +87,10 @@ async def test_of_a_hundred_submits_at_once_exactly_as_many_are_taken_as_may(
 
     async def send(number: int) -> None:
         headers = headers_of(dialect, text) | {"Idempotency-Key": f"k{number}"}
-        answer = await api.http.request(method, path, content=content_of(dialect, text), headers=headers)
+        while True:
+            answer = await api.http.request(method, path, content=content_of(dialect, text), headers=headers)
+            if answer.status_code != 503:  # a busy machine may be too slow for a hundred at once; then they ask again
+                break
         statuses.append(answer.status_code)
 
     async def work() -> None:

@@ -281,7 +281,7 @@ def test_the_first_start_shows_a_key_once_and_a_curl_line_per_dialect(tmp_path: 
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if "curl" in line and len([one for one in lines if one.startswith("curl")]) == 4:
+            if "curl" in line and len([one for one in lines if one.startswith("curl")]) == 6:
                 break
         process.terminate()
         process.stdout.close()
@@ -289,9 +289,9 @@ def test_the_first_start_shows_a_key_once_and_a_curl_line_per_dialect(tmp_path: 
         return "".join(lines)
 
     first, second = greeting(), greeting()
-    shown = re.search(r"API key \(shown this once\): (pr_\S+)", first)
+    shown = re.search(r"API key \(shown this once\): (prk_\S+)", first)
     assert shown is not None
-    assert first.count(shown[1]) == 5, "the key and one curl line per dialect"
+    assert first.count(shown[1]) == 7, "the key and one curl line per dialect"
     assert shown[1] not in second
     assert "API key: the one shown at the first start" in second
     assert not any(shown[1].encode() in file.read_bytes() for file in state.rglob("*") if file.is_file())
