@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -140,6 +143,42 @@ console.log(JSON.stringify(video.size));
 """
 
 
+#: The page's own commands, one after the other. The apostrophe of its "girl's" ends the shell's quotes, so no shell
+#: takes the command as it is printed: it is escaped here.
+PAGE_SUBMIT = r"""curl --location 'https://api.novita.ai/v3/async/txt2video' \
+--header 'Authorization: Bearer {{API Key}}' \
+--header 'Content-Type: application/json' \
+--data '{
+    "model_name": "darkSushiMixMix_225D_64380.safetensors",
+    "height": 512,
+    "width": 512,
+    "steps": 20,
+    "seed": -1,
+    "prompts": [
+        {
+            "frames": 32,
+            "prompt": "In the wintry dusk, a little girl holds matches tightly."
+        },
+        {
+            "frames": 32,
+            "prompt": "A little girl, barefoot on the frosty pavement, seeks solace."
+        },
+        {
+            "frames": 32,
+            "prompt": "A little girl with each match experiences a fleeting dance of warmth and hope."
+        },
+        {
+            "frames": 32,
+            "prompt": "In the quiet night, a little girl'\''s silent story unfolds."
+        }
+    ],
+    "negative_prompt": "nsfw, ng_deepnegative_v1_75t, badhandv4, (worst quality:2), (low quality:2), (normal quality:2), lowres, ((monochrome)), ((grayscale)), watermark"
+}'"""  # noqa: E501 as the page has it
+
+PAGE_RESULT = """curl --location --request GET 'https://api.novita.ai/v3/async/task-result?task_id={task_id}' \\
+--header 'Authorization: Bearer {{API Key}}'"""
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "video.mp4"
@@ -203,3 +242,18 @@ def test_hugging_faces_python_client_with_the_provider_novita(live: LiveServer, 
 def test_hugging_faces_javascript_client_with_the_provider_novita(live: LiveServer, out: Path) -> None:
     run_node(HUGGINGFACE_JAVASCRIPT, ["@huggingface/inference@4.13.30"], live.base_url, live.key, str(out))
     assert decode(out.read_bytes()).shape == (9, 64, 64)
+
+
+def test_the_pages_own_curl_commands_submit_and_poll(live: LiveServer) -> None:
+    def said(command: str) -> dict[str, Any]:
+        ours = command.replace("https://api.novita.ai", live.base_url).replace("{{API Key}}", live.key)
+        done = subprocess.run(["bash", "-c", ours], capture_output=True, text=True, timeout=60, check=True)
+        return dict(json.loads(done.stdout))
+
+    task_id = said(PAGE_SUBMIT)["task_id"]
+    result = said(PAGE_RESULT.replace("{task_id}", task_id))
+    assert result["task"]["task_type"] == "TXT_TO_VIDEO"
+    assert result["task"]["status"] in ("TASK_STATUS_QUEUED", "TASK_STATUS_PROCESSING")
+    # tests/live makes this video once; it takes minutes.
+    cancel = f"{live.base_url}/polyreel/v1/jobs/{task_id}/cancel"
+    assert httpx2.post(cancel, headers={"Authorization": f"Bearer {live.key}"}).json()["status"] == "cancelled"
