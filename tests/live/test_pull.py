@@ -121,7 +121,13 @@ def machine(hub: Hub, tmp_path: Path) -> Machine:
 @contextmanager
 def started(machine: Machine, *words: str) -> Iterator[subprocess.Popen[str]]:
     """Start a command that does not end by itself; it does not outlive the block."""
-    with subprocess.Popen(**machine.start(*words), stderr=subprocess.PIPE, text=True) as process:
+
+    def hear_ctrl_c() -> None:  # which a shell without job control switches off for what it runs in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        **machine.start(*words), stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    ) as process:
         try:
             yield process
         finally:
