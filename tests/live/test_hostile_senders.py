@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from contextlib import suppress
 
 import httpx2
 import psutil
@@ -112,4 +113,5 @@ def test_a_byte_a_second_is_left_within_half_a_minute_and_the_connection_closed(
         body = json.loads(answer.partition(b"\r\n\r\n")[2])
         assert "The request body did not come in time" in json.dumps(body)
         connection.settimeout(5)
-        assert connection.recv(1) == b""
+        with suppress(ConnectionResetError):  # closed too, while a byte was under way
+            assert connection.recv(1) == b""
