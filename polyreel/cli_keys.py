@@ -160,7 +160,7 @@ def _models(text: str | None, settings: Settings) -> tuple[str, ...]:
         if name not in settings.models:
             raise ConfigurationError(
                 f"--models: {name!r} is no name of the catalogue.{did_you_mean(name, settings.models)} "
-                f"It has {', '.join(settings.models) or 'none'} (of which --config is this?)."
+                f"It has {', '.join(settings.models)}. If the server runs with another profile, name it: --config."
             )
     if not names:
         raise ConfigurationError("--models: name one or more models of the catalogue, or leave it out for all.")

@@ -105,7 +105,11 @@ WRONG = [
         "--scopes: there is no scope 'reed'. Did you mean read? Scopes: submit, read",
     ),
     (["create", "a", "--scopes=,"], "--scopes: name one or more of submit, read, admin."),
-    (["create", "a", "--models=ltx-tny"], "--models: 'ltx-tny' is no name of the catalogue. Did you mean ltx-tiny?"),
+    (
+        ["create", "a", "--models=ltx-tny"],
+        "--models: 'ltx-tny' is no name of the catalogue. Did you mean ltx-tiny? It has wan-tiny, ltx-tiny, "
+        "animatediff-tiny. If the server runs with another profile, name it: --config.",
+    ),
     (["create", "a", "--models="], "--models: name one or more models of the catalogue, or leave it out for all."),
     (["create", "a", "--expires=soon"], "--expires: write a whole number and s, m, h or d, such as 24h or 30d."),
     (["create", "a", "--expires=0d"], "--expires: write a whole number"),
