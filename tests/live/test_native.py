@@ -27,10 +27,11 @@ def events_of(client: httpx2.Client, url: str) -> Iterator[tuple[str, dict[str, 
 
 
 def test_a_job_is_made_followed_fetched_and_deleted(live: LiveServer) -> None:
-    body = {"model": "wan-tiny", "prompt": "waves", "num_frames": 9, "height": 128, "width": 192, "seed": 7}
+    # So large that its steps take many looks of a stream (four in a second), on a fast machine as well.
+    body = {"model": "wan-tiny", "prompt": "waves", "num_frames": 33, "height": 320, "width": 448, "seed": 7}
     headers = {"Authorization": f"Bearer {live.key}"}
     with httpx2.Client(base_url=live.base_url, headers=headers, timeout=60, trust_env=False) as client:
-        made = client.post("/polyreel/v1/jobs", json={**body, "num_inference_steps": 30})
+        made = client.post("/polyreel/v1/jobs", json={**body, "num_inference_steps": 50})
         assert made.status_code == 202, made.text
         told = list(events_of(client, made.headers["location"] + "/events"))
         assert told[-1][0] == "end"
@@ -38,13 +39,13 @@ def test_a_job_is_made_followed_fetched_and_deleted(live: LiveServer) -> None:
         assert (job["status"], job["request"]["seed"], job["model"]) == ("succeeded", 7, "wan-tiny")
         steps = [data["step"] for data in before]
         assert steps == sorted(steps)
-        assert any(0 < step < 30 for step in steps)
-        assert {data["total_steps"] for data in before if data["step"]} == {30}
+        assert any(0 < step < 50 for step in steps)
+        assert {data["total_steps"] for data in before if data["step"]} == {50}
         pictures = [data["preview"] for data in before if data["preview"]]
         assert pictures, "a worker shows what it denoises"
         assert base64.b64decode(pictures[-1].removeprefix("data:image/jpeg;base64,")).startswith(b"\xff\xd8")
         file = client.get(job["outputs"][0]["url"])
-        assert decode(file.content).shape == (9, 192, 128)
+        assert decode(file.content).shape == (33, 448, 320)
         assert job["id"] in [one["id"] for one in client.get("/polyreel/v1/jobs?model=wan-tiny").json()["jobs"]]
         models = {model["name"]: model["state"] for model in client.get("/polyreel/v1/models").json()["models"]}
         assert models["wan-tiny"] == "loaded"
