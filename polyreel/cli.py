@@ -17,7 +17,8 @@ from polyreel.cli_keys import keys_app
 from polyreel.errors import ConfigurationError
 from polyreel.gpus import Place, places
 from polyreel.processes import command
-from polyreel.settings import Loaded, Settings, load_settings
+from polyreel.profiles import Loaded, load_settings
+from polyreel.settings import Settings
 
 app = typer.Typer(
     name="polyreel",

@@ -24,8 +24,9 @@ from polyreel.errors import ConfigurationError, QueueUnavailable, did_you_mean
 from polyreel.key_store import KeyStore, StoredKey, pepper_of
 from polyreel.keys import Scope
 from polyreel.limits import KeyLimits
+from polyreel.profiles import load_settings
 from polyreel.records import connect
-from polyreel.settings import Settings, load_settings
+from polyreel.settings import Settings
 
 keys_app = typer.Typer(help="Make and end API keys.", no_args_is_help=True)
 

@@ -30,6 +30,8 @@
     ├── OutboundFailed          what a client named did not answer, or not as it must
     ├── CheckpointUnavailable   weights are missing, broken, or not safetensors
     ├── StorageFailed           a file could not be written or read
+    │   ├── StorageFull         there is no space left for results
+    │   └── StorageAway         the backend does not answer now; the same may succeed later
     └── ConfigurationError      a setting is wrong; shown without a traceback, exit code 2
 
 No HTTP status lives here: each dialect maps these classes to its own envelope in one table.
@@ -265,6 +267,18 @@ class StorageFailed(PolyreelError):
     """Raised when a result could not be stored or read back."""
 
     code = "storage_failed"
+
+
+class StorageFull(StorageFailed):
+    """Raised when there is no space for a result: before GPU time is spent where that can be seen."""
+
+    code = "storage_full"
+
+
+class StorageAway(StorageFailed):
+    """Raised when a storage refuses, hangs or answers with an error of its own; trying again later may help."""
+
+    code = "storage_away"
 
 
 class ConfigurationError(PolyreelError):

@@ -1,35 +1,27 @@
 """All settings, built once at the entrance of a process and passed on as an argument.
 
-Order of authority: command line > environment > secret files > YAML profile > default. A misspelt key in YAML or
-in the environment stops the start and suggests the right one. Nothing reads the environment at import.
+Where their values come from, and in which order, is `polyreel.profiles`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.resources import files
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
-    SecretsSettingsSource,
     SettingsConfigDict,
 )
 
 from polyreel.addresses import AllowList
 from polyreel.catalogue import Catalogue
 from polyreel.entries import Adapter, ServedModel
-from polyreel.errors import ConfigurationError, did_you_mean
 from polyreel.scheduling import Rule
 from polyreel.secret_files import webhook_secret_bytes
 
@@ -66,6 +58,26 @@ class Scheduling(BaseModel):
         return Rule(**self.model_dump())
 
 
+class S3(BaseModel):
+    """How a bucket named by `storage: s3://bucket/prefix` is reached.
+
+    Args:
+        endpoint: of the service, such as `http://seaweedfs:8333`; None is AWS itself.
+        public_endpoint: where clients reach the same service, for the links that they are given; None is `endpoint`.
+        region: of the bucket; services of one's own take any.
+        access_key_id, secret_access_key: None takes AWS's own variables, profile or machine role.
+        path_style: write `endpoint/bucket/key`, as most services of one's own want, not `bucket.endpoint/key`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    endpoint: str | None = None
+    public_endpoint: str | None = None
+    region: str = "us-east-1"
+    access_key_id: SecretStr | None = None
+    secret_access_key: SecretStr | None = None
+    path_style: bool = True
+
+
 class Settings(BaseSettings):
     """Every setting. Each line below is documented in `docs/settings.md`.
 
@@ -74,7 +86,14 @@ class Settings(BaseSettings):
         public_url: absolute base of the links in answers; None takes the request's own Host.
         redis_url: Redis or Valkey to use; None starts an embedded Valkey in `state_dir`.
         state_dir: folder for the embedded queue, tiny checkpoints, local results and secrets.
-        storage: URL of the result storage; None is the folder `results` in `state_dir`.
+        storage: URL of the result storage, `file:///folder` or `s3://bucket/prefix`; None is the folder `results` in
+            `state_dir`.
+        s3: how the bucket is reached.
+        spool_s: how long a worker keeps trying to store a finished file while the storage is away, seconds; the video
+            is never made twice for it.
+        min_free_mb: free space of `state_dir` and of a local storage below which no new jobs are taken, 1e6 bytes.
+        disk_quota_gb: results that a local storage holds at most, 1e9 bytes: beyond it the oldest ended jobs go before
+            their retention is over. None for no limit.
         webhook_allow: hosts and CIDRs that webhooks and links to pictures may reach although they are not public, over
             http too and on any port: "10.0.0.0/8", "hooks.internal", "hooks.internal:8080".
         outbound_http: webhooks and links to pictures may use plain http on port 80 to public addresses too.
@@ -116,6 +135,10 @@ class Settings(BaseSettings):
         resume_every: denoising steps between two such snapshots.
         previews: workers show a small picture of what they denoise, to the job's owner, at most twice a second.
         drain_s: how long a stopping worker may finish its job, seconds; after that the job is handed back.
+        content_policy: name of an entry point in the group `polyreel.content_policies` that sees prompts and sampled
+            frames and may refuse them; None is no policy.
+        web_page: serve the page at `/` and the API reference at `/docs`.
+        log_prompts: prompts may stand in logs and traces.
         log_level: "debug", "info", "warning" or "error".
     """
 
@@ -134,6 +157,10 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(None, validation_alias=AliasChoices("redis_url", "REDIS_URL"))
     state_dir: Path = Field(default_factory=default_state_dir)
     storage: str | None = None
+    s3: S3 = S3()
+    spool_s: Annotated[float, Field(ge=0)] = 600.0
+    min_free_mb: Annotated[float, Field(ge=0)] = 200.0
+    disk_quota_gb: Annotated[float, Field(gt=0)] | None = None
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
     outbound_http: bool = False
     webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
@@ -168,6 +195,9 @@ class Settings(BaseSettings):
     resume_every: Annotated[int, Field(ge=1)] = 5
     previews: bool = True
     drain_s: Annotated[float, Field(ge=0)] = 30.0
+    content_policy: str | None = None
+    web_page: bool = True
+    log_prompts: bool = False
     log_level: str = "info"
 
     @classmethod
@@ -305,164 +335,3 @@ class Settings(BaseSettings):
     def storage_url(self) -> str:
         """The storage URL, with the local default filled in."""
         return self.storage or (self.state_dir / "results").resolve().as_uri()  # escapes "#", "%" and "?"
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Settings, and for each field the place that its value came from (for `polyreel config show --origin`)."""
-
-    settings: Settings
-    origin: dict[str, str]
-
-
-def load_settings(config: str | None = None, **command_line: object) -> Loaded:
-    """Build the settings from every source.
-
-    Args:
-        config: path of a YAML file, or the name of a shipped profile ("tiny", "gpu", "team"); default "tiny".
-            The environment's `POLYREEL_CONFIG` stands in when it is None.
-        command_line: values given as flags; None means not given.
-
-    Raises:
-        ConfigurationError: names the setting, what is wrong and what would be right; never quotes a value.
-    """
-    _refuse_unknown_environment(os.environ)
-    profile = config or os.environ.get("POLYREEL_CONFIG") or "tiny"
-    secrets_dir = os.environ.get("POLYREEL_SECRETS_DIR") or "/run/secrets"
-    given = {name: value for name, value in command_line.items() if value is not None}
-    layers: list[tuple[str, dict[str, Any]]] = [(f"profile {profile}", read_profile(profile))]
-    if Path(secrets_dir).is_dir():
-        place = f"secret files in {secrets_dir}"
-        layers.append((place, _read(place, SecretsSettingsSource(Settings, secrets_dir=secrets_dir))))
-    environment = EnvSettingsSource(Settings)
-    environment.env_vars = {
-        name: value for name, value in environment.env_vars.items() if not _is_of_a_kubernetes_service(name, value)
-    }
-    layers.append(("environment", _read("environment", environment)))
-    layers.append(("command line", given))
-    merged: dict[str, Any] = {}
-    origin = dict.fromkeys(Settings.model_fields, "default")
-    for place, values in layers:
-        for name, value in values.items():
-            field = "redis_url" if name == "REDIS_URL" else str(name)  # YAML keys may be numbers: no, 8000
-            merged[field] = _merge(merged.get(field), value)
-            origin[field] = place
-    try:
-        settings = Settings(**merged)
-    except ValidationError as err:
-        raise ConfigurationError(explain(err, origin)) from None
-    return Loaded(settings, origin)
-
-
-def _read(place: str, source: PydanticBaseSettingsSource) -> dict[str, Any]:
-    try:
-        return source()
-    except Exception as err:
-        raise ConfigurationError(f"{place}: {err}") from None
-
-
-def read_profile(name_or_path: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a profile's values, with those of the profile that its `extends:` names underneath.
-
-    Raises:
-        ConfigurationError: no such profile or file, not YAML, not a mapping, or it extends itself.
-    """
-    if name_or_path in extended_by:
-        raise ConfigurationError(f"--config {extended_by[0]}: the profile {name_or_path} extends itself.")
-    shipped = files("configs")
-    names = sorted(entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
-    if name_or_path in names:
-        text = (shipped / f"{name_or_path}.yaml").read_text("utf-8")
-    else:
-        try:
-            text = Path(name_or_path).read_text("utf-8")
-        except OSError as err:
-            raise ConfigurationError(
-                f"--config {name_or_path}: {err.strerror}.{did_you_mean(name_or_path, names)} "
-                f"Give a YAML file or one of the shipped profiles: {', '.join(names)}."
-            ) from None
-        except UnicodeDecodeError:
-            raise ConfigurationError(f"--config {name_or_path}: not valid YAML: the file is not UTF-8 text.") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        # Not the error's own text: it quotes the line, and the line may hold a key.
-        mark = getattr(err, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigurationError(
-            f"--config {name_or_path}: not valid YAML{where}: {getattr(err, 'problem', None) or 'unreadable'}."
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"--config {name_or_path}: the file must be a mapping of settings.")
-    parent = values.pop("extends", None)
-    return _merge(read_profile(str(parent), (*extended_by, name_or_path)), values) if parent else values
-
-
-def _merge(below: Any, above: Any) -> Any:
-    """Lay `above` over `below`, mapping by mapping; anything that is not a mapping is replaced."""
-    if not isinstance(below, dict) or not isinstance(above, dict):
-        return above
-    return {key: _merge(below.get(key), above[key]) if key in above else below[key] for key in {**below, **above}}
-
-
-#: Names that configure the start itself and are no field of `Settings`.
-_START_VARIABLES = {"POLYREEL_CONFIG", "POLYREEL_SECRETS_DIR"}
-
-
-#: In every pod, Kubernetes sets POLYREEL_SERVICE_HOST, POLYREEL_PORT=tcp://10.0.0.1:8000, POLYREEL_PORT_8000_TCP_ADDR
-#: and more for a Service called polyreel, and POLYREEL_REDIS_SERVICE_HOST and so on for one called polyreel-redis.
-_SERVICE_VARIABLE = re.compile(r"POLYREEL_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
-_SERVICE_PORT = re.compile(r"POLYREEL_(\w+_)?PORT=(tcp|udp|sctp)://.*", re.DOTALL)
-
-
-def _is_of_a_kubernetes_service(name: str, value: str | None) -> bool:
-    upper = name.upper()
-    if "__" in upper:
-        return False  # a nested setting of ours
-    return bool(_SERVICE_VARIABLE.fullmatch(upper) or _SERVICE_PORT.fullmatch(f"{upper}={value}"))
-
-
-def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
-    """A misspelt variable would be ignored silently by pydantic-settings; stop the start instead."""
-    known = {f"POLYREEL_{name.upper()}" for name in Settings.model_fields if name != "redis_url"} | _START_VARIABLES
-    for name, value in sorted(environment.items()):
-        if _is_of_a_kubernetes_service(name, value):
-            continue
-        upper = name.upper()  # pydantic-settings reads either case
-        if upper.startswith("POLYREEL_") and upper.split("__")[0] not in known:
-            near = " Did you mean REDIS_URL?" if upper == "POLYREEL_REDIS_URL" else did_you_mean(upper, known)
-            raise ConfigurationError(f"{name}: there is no such setting.{near} `polyreel config show` lists them all.")
-
-
-def explain(
-    err: ValidationError, origin: Mapping[str, str], prefix: str = "", known: type[BaseModel] = Settings
-) -> str:
-    """Return one line per problem: the setting, where its value came from, what is wrong, the nearest right name.
-
-    pydantic's own text would quote the value, and the value may be a key.
-    """
-    lines = []
-    for problem in err.errors(include_input=False, include_url=False):
-        where = ".".join([prefix, *map(str, problem["loc"])] if prefix else list(map(str, problem["loc"])))
-        top = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            hint = did_you_mean(str(problem["loc"][-1]), _names_at(known, problem["loc"][:-1]))
-            lines.append(f"{where}: there is no such setting.{hint} (from {origin.get(top, 'profile')})")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message} (from {origin.get(top, 'default')})")
-    return "\n".join(lines)
-
-
-def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the field names that are legal at `loc`, following nested models and mappings of models."""
-    parts = iter(loc)
-    for part in parts:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-        if getattr(field.annotation, "__origin__", None) is dict:
-            next(parts, None)  # a key of the mapping, which may be called like a field
-    return list(model.model_fields)

@@ -46,7 +46,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     from polyreel.keys import load_keys
     from polyreel.logs import configure_logs
-    from polyreel.settings import load_settings
+    from polyreel.profiles import load_settings
     from server.app import create_app
     from server.greeting import greeting
 

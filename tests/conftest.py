@@ -22,8 +22,9 @@ from polyreel.catalogue import Catalogue
 from polyreel.job import JobStatus, Output, VideoJob, attempt_key
 from polyreel.keys import ApiKeys, load_keys
 from polyreel.leases import Claim, Leases, Wishes
+from polyreel.profiles import load_settings
 from polyreel.records import Records, StoredJob, connect
-from polyreel.settings import Settings, load_settings
+from polyreel.settings import Settings
 from polyreel.storage.local import LocalStorage
 from server.app import create_app
 

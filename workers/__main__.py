@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace) -> int:
-    from polyreel.settings import load_settings
+    from polyreel.profiles import load_settings
 
     settings = load_settings(options.config, state_dir=options.state_dir, device=options.device).settings
     # Before torch is imported: it reads these once. Passive waiting keeps two busy processes from starving each other.

@@ -27,8 +27,8 @@ from polyreel.entries import MIN_SIDE, ServedModel
 from polyreel.errors import ConfigurationError, InvalidRequest, PolyreelError, did_you_mean
 from polyreel.logs import configure_logs
 from polyreel.processes import start_as
+from polyreel.profiles import load_settings
 from polyreel.request import PromptSpan, VideoRequest
-from polyreel.settings import load_settings
 from workers.batch_sizes import FILE, MeasuredSize, Run, best, device_name, store
 from workers.failures import as_out_of_memory
 from workers.memory import free_memory, let_go

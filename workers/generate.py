@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from polyreel.settings import load_settings
+    from polyreel.profiles import load_settings
 
     settings = load_settings(options.config, state_dir=options.state_dir, device=options.device).settings
     catalogue = settings.catalogue

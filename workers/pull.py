@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from polyreel.errors import CheckpointUnavailable, ConfigurationError, InvalidRequest, did_you_mean
 from polyreel.pins import Pins
 from polyreel.processes import start_as
-from polyreel.settings import Settings, load_settings
+from polyreel.profiles import load_settings
+from polyreel.settings import Settings
 from workers.show_models import Entry, entries, inspect, need_the_model_libraries
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from polyreel.entries import Adapter, ServedModel
 from polyreel.errors import AdapterUnavailable, CheckpointUnavailable, ConfigurationError, did_you_mean
 from polyreel.processes import start_as
-from polyreel.settings import Settings, load_settings
+from polyreel.profiles import load_settings
+from polyreel.settings import Settings
 
 State = Literal[
     "ready",  # runs

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from polyreel.logs import configure_logs
+    from polyreel.profiles import load_settings
     from polyreel.records import connect
-    from polyreel.settings import load_settings
     from polyreel.webhooks import Webhooks
     from server.courier.courier import Courier, Sender
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polyreel.admission import RESERVED_BYTES, Size, memory_bytes
 from polyreel.entries import Placement, ServedModel
-from polyreel.settings import load_settings
+from polyreel.profiles import load_settings
 
 _HEAD = (
     "| entry | checkpoint | tasks | default request | GB: resident | cpu_offload | group_offload | licence |",

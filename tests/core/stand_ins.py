@@ -39,7 +39,7 @@ def supervise(folder: str, drain_s: str, workers_only: str, *acts: str) -> int:
     from polyreel import children, supervisor
     from polyreel.errors import ConfigurationError
     from polyreel.gpus import Place
-    from polyreel.settings import load_settings
+    from polyreel.profiles import load_settings
 
     def stand_in(process: str, arguments: list[str]) -> list[str]:
         return [sys.executable, "-m", "tests.core.stand_ins", "act", process, *arguments]

@@ -8,7 +8,7 @@ import pytest
 
 from polyreel.addresses import AllowList, why_not_public
 from polyreel.errors import ConfigurationError
-from polyreel.settings import load_settings
+from polyreel.profiles import load_settings
 
 # `IPAddressRanges.recommended_v1` of microsoft-antissrf 1.0.0.
 MICROSOFT = [

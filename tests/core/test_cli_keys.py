@@ -16,8 +16,8 @@ from polyreel.cli import app
 from polyreel.errors import ConfigurationError
 from polyreel.key_store import KeyStore, pepper_of
 from polyreel.keys import KEY_PATTERN, KeyLimits, key_id
+from polyreel.profiles import load_settings
 from polyreel.records import connect
-from polyreel.settings import load_settings
 
 Run = Callable[..., Result]
 

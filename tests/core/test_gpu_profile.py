@@ -9,8 +9,8 @@ import pytest
 from polyreel.admission import check_fits
 from polyreel.entries import Placement, ServedModel
 from polyreel.errors import InvalidRequest, NotServedYet
+from polyreel.profiles import load_settings
 from polyreel.request import ImageCondition, PromptSpan, VideoRequest
-from polyreel.settings import load_settings
 from server.dialects import dialects
 from tests.core.jobs import REQUEST
 

@@ -10,7 +10,7 @@ import pytest
 
 from polyreel.errors import ConfigurationError
 from polyreel.gpus import GpusUnknown, installed_gpus, places
-from polyreel.settings import load_settings
+from polyreel.profiles import load_settings
 
 THREE = """\
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa0000-1111-2222-3333-444455556666)

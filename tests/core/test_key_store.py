@@ -12,8 +12,8 @@ import redis
 from polyreel.errors import ConfigurationError, QueueUnavailable
 from polyreel.key_store import KeyStore, StoredKey, pepper_of
 from polyreel.keys import KeyLimits, digest_of, key_id
+from polyreel.profiles import load_settings
 from polyreel.records import connect
-from polyreel.settings import load_settings
 from tests.core.jobs import redis_time
 
 PEPPER = b"a pepper for tests"

@@ -11,8 +11,8 @@ import pytest
 
 from polyreel.errors import ConfigurationError, InvalidKey, MissingKey
 from polyreel.keys import KEY_PATTERN, Caller, digest_of, key_id, load_keys, new_key
+from polyreel.profiles import load_settings
 from polyreel.secret_files import read_or_make
-from polyreel.settings import load_settings
 
 ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789ab"
 

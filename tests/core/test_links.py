@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from polyreel.links import LinkSigner, file_url, link_signer
-from polyreel.settings import load_settings
+from polyreel.profiles import load_settings
 
 KEY = "out/7b1e/7b1e.mp4"
 SIGNER = LinkSigner(b"0" * 32)

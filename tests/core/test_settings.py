@@ -9,7 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from polyreel.errors import ConfigurationError
-from polyreel.settings import Settings, load_settings, read_profile
+from polyreel.profiles import load_settings, read_profile
+from polyreel.settings import Settings
 from polyreel.storage import connect_storage
 from polyreel.storage.local import LocalStorage
 

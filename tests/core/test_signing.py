@@ -9,7 +9,7 @@ import pytest
 
 from polyreel.errors import ConfigurationError
 from polyreel.logs import redact
-from polyreel.settings import load_settings
+from polyreel.profiles import load_settings
 from polyreel.signing import WebhookSigner, load_signer, message_id
 
 #: 32 times the letter a.

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from polyreel.keys import load_keys
-from polyreel.settings import load_settings
+from polyreel.profiles import load_settings
 from server.app import create_app, dialect_of
 from server.dialects import Dialect, dialects
 

@@ -15,9 +15,9 @@ import yaml
 
 from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.leases import Leases
+from polyreel.profiles import load_settings
 from polyreel.queue import Queue
 from polyreel.records import Records, StoredJob, connect
-from polyreel.settings import load_settings
 from tests.conftest import KEY, OTHER_KEY, free_port
 from tests.faults.paced import FOLDER
 from tests.faults.parts import LEASE_S, Gone, Part, Worker, base_url, module, until

@@ -19,7 +19,7 @@ from models._wan_layouts import multiples
 from models.loaded import LoadedModel
 from models.placement import weigh
 from polyreel.entries import Placement, ServedModel
-from polyreel.settings import load_settings
+from polyreel.profiles import load_settings
 from tests.models.skeleton import (
     FLOAT32,
     PUBLISHED,

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 import server.body
 from polyreel.errors import InvalidRequest, RequestTooLarge
-from polyreel.settings import load_settings
+from polyreel.profiles import load_settings
 from server.body import parse_object, read_body, validate
 from server.dialects.novita.txt2video import TextToVideo
 from server.dialects.universal.request import UniversalBody

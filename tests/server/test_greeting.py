@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polyreel.settings import Settings, load_settings
+from polyreel.profiles import load_settings
+from polyreel.settings import Settings
 from server.greeting import greeting
 from tests.conftest import KEY
 

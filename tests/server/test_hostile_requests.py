@@ -19,7 +19,8 @@ import structlog
 
 from polyreel.errors import ConfigurationError
 from polyreel.logs import configure_logs
-from polyreel.settings import Settings, load_settings
+from polyreel.profiles import load_settings
+from polyreel.settings import Settings
 from polyreel.storage.local import LocalStorage
 from server.__main__ import configured
 from server.dialects import Dialect, dialects

@@ -26,8 +26,8 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 from polyreel.broker import EmbeddedBroker
 from polyreel.keys import load_keys
+from polyreel.profiles import load_settings
 from polyreel.records import RESIDENTS, WORKER_PREFIX, Records, connect
-from polyreel.settings import load_settings
 from polyreel.storage.local import LocalStorage
 from server.app import create_app
 from server.openapi import add_schemes, documents

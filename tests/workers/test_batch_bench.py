@@ -12,7 +12,7 @@ from rich.console import Console
 
 from polyreel.batching import batch_key
 from polyreel.errors import GenerationFailed, InvalidRequest, OutOfMemory
-from polyreel.settings import load_settings
+from polyreel.profiles import load_settings
 from workers.batch_sizes import BatchSizes, Run
 from workers.bench_batch import Taken, _parser, as_size, batch_of, main, measure, read_requests, table
 
