@@ -421,5 +421,7 @@ def test_every_setting_is_in_the_documentation() -> None:
     assert [name for name in Settings.model_fields if f"`{name}`" not in page] == []
 
 
-def test_there_is_no_switch_that_puts_prompts_into_logs(profile) -> None:
-    assert "log_prompts: there is no such setting." in refusal(profile("log_prompts: true\n"))
+def test_prompts_stay_out_of_logs_unless_the_operator_wants_them_there(profile) -> None:
+    assert load(profile("port: 8001\n")).settings.log_prompts is False
+    assert load(profile("log_prompts: true\n")).settings.log_prompts is True
+    assert "log_prompts" in refusal(profile("log_prompts: perhaps\n"))
