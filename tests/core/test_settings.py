@@ -422,6 +422,6 @@ def test_every_setting_is_in_the_documentation() -> None:
 
 
 def test_prompts_stay_out_of_logs_unless_the_operator_wants_them_there(profile) -> None:
-    assert load(profile("port: 8001\n")).settings.log_prompts is False
-    assert load(profile("log_prompts: true\n")).settings.log_prompts is True
+    assert load_settings(profile("port: 8001\n")).settings.log_prompts is False
+    assert load_settings(profile("log_prompts: true\n")).settings.log_prompts is True
     assert "log_prompts" in refusal(profile("log_prompts: perhaps\n"))
