@@ -79,10 +79,12 @@ class S3(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Every setting. Each line below is documented in `docs/settings.md`.
+    """Every setting. `make docs` writes the tables of `docs/settings.md` from what stands here.
 
     Args:
-        api_keys: owner name to key; from text as `name:key,name:key`, split at the first colon.
+        api_keys: owner name to key; from text as `name:key,name:key`, split at the first colon; each key is 16 to 4096
+            printable characters without a comma. Without any, a key is made on loopback. Keys with scopes, limits and
+            an end are made by `polyreel keys create`, see `docs/security.md`.
         public_url: absolute base of the links in answers; None takes the request's own Host.
         redis_url: Redis or Valkey to use; None starts an embedded Valkey in `state_dir`.
         state_dir: folder for the embedded queue, tiny checkpoints, local results and secrets.
@@ -96,44 +98,51 @@ class Settings(BaseSettings):
             their retention is over. None for no limit.
         webhook_allow: hosts and CIDRs that webhooks and links to pictures may reach although they are not public, over
             http too and on any port: "10.0.0.0/8", "hooks.internal", "hooks.internal:8080".
-        outbound_http: webhooks and links to pictures may use plain http on port 80 to public addresses too.
+        outbound_http: webhooks and links to pictures may use plain http on port 80 to public addresses too; without it
+            https on port 443.
         webhook_secrets: `whsec_…` secrets from which each owner's own is derived; the first signs, the others sign too
             while receivers change over. None makes one in `state_dir` (set it where couriers run on several machines).
-        admins: owners whose configured keys may manage the server; the key made on first start always may.
+        admins: owners whose configured keys may manage the server (`alice,bob`); the key made on first start always
+            may.
         key_pepper: keys the hashes of API keys; None makes one in `state_dir` (set it where several machines serve).
         trusted_proxies: addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed; nothing is
-            none, and then links follow `public_url` or the Host header alone.
+            none, and then links follow `public_url` or the Host header alone: `10.0.0.2,172.18.0.0/16`, see
+            `docs/security.md`.
         cors_origins: web pages that may call the API from a browser; "*" is any (keys are never sent by themselves, as
-            cookies are), nothing is none.
-        host, port: where the API listens.
+            cookies are, so a page must have one), nothing is none.
+        host: where the API listens; beyond loopback there must be a key, configured or made by `polyreel keys create`.
+        port: likewise; 0 takes a free one.
         link_secret: signs result links; None makes one in `state_dir` (set it where machines share a bucket).
         old_link_secrets: those that signed before: links that clients have stay good until they expire.
-        models, loras, embeddings: the catalogue.
+        models: the catalogue: what is served, from which checkpoint, within which limits, under which names; see
+            `docs/models.md`.
+        loras, embeddings: LoRAs and textual inversions that requests may name, see `docs/models.md`.
         dialects: each dialect's own settings, by dialect name; checked by the dialect itself.
         device: torch device of the worker; "auto" is "cuda" if there is one, else "cpu".
         gpus: GPUs that workers run on, a process for each: "all", "none", or indices as `nvidia-smi -L` counts them or
-            UUIDs, joined by commas. `polyreel.gpus` says what CUDA_VISIBLE_DEVICES and `device` do to it.
+            UUIDs, joined by commas.
         workers: worker processes per GPU; where there is none, worker processes in all.
-        threads: CPU threads of torch and of the encoders in a worker. One is fastest for tiny checkpoints on a
-            busy machine (two OpenMP threads on two busy cores ran 20 times slower) and pins the file bytes.
-        resident_models: pipelines that a worker keeps loaded at most; the least recently used goes first.
+        threads: CPU threads of torch and of the encoders in a worker; file bytes depend on it. One is fastest for tiny
+            checkpoints on a busy machine (two OpenMP threads on two busy cores ran 20 times slower).
+        resident_models: models that a worker keeps loaded at most, while they fit; the least recently used goes first.
         resident_loras_mb: LoRAs that stay loaded beside one model at most, 1e6 bytes; the least recently used go.
         file_metadata: write what is needed to make the same video again (prompt, seed, settings, versions) into it.
-        max_queued: unfinished jobs in all before new ones are refused.
+        max_queued: unfinished jobs in all before new ones are refused (429).
         max_body_bytes: longest request body that is read; routes that take pictures read 20 MiB.
         max_queued_per_key: unfinished jobs of one API key before it is refused new ones, for keys that were made
             without a number of their own; None for no limit.
         lease_s: how long a worker keeps a job without renewing its claim, seconds; it renews every quarter of that. A
-            machine that dies is noticed after 1 to 1.25 of it.
-        scheduling: how a worker chooses between models.
-        retention_s: how long a finished job and its files are kept, seconds.
+            machine that dies is noticed after 1 to 1.25 of it, see `docs/operations.md`.
+        scheduling: how a worker chooses between models that have work, see `docs/scheduling.md`.
+        retention_s: how long a finished job is readable, its files are kept and their links good, seconds.
         job_timeout_s: longest time that one attempt may run, seconds.
-        unavailable_after_s: how long a job waits for a worker that can load its model before one that cannot fails it,
-            seconds.
+        unavailable_after_s: how long a job waits for a worker that can load its model before one that cannot fails it
+            with the reason, seconds.
         resume_after_s: a job that is expected to take this long, or of which nobody knows how long it takes, runs alone
             and is saved on the way, so that another worker continues it after a crash, seconds; `.inf` saves none.
         resume_every: denoising steps between two such snapshots.
-        previews: workers show a small picture of what they denoise, to the job's owner, at most twice a second.
+        previews: workers show a small picture of what they denoise, to the job's owner alone, at most twice a second;
+            see `docs/models.md`.
         drain_s: how long a stopping worker may finish its job, seconds; after that the job is handed back.
         content_policy: name of an entry point in the group `polyreel.content_policies` that sees prompts and sampled
             frames and may refuse them; None is no policy.
