@@ -45,7 +45,15 @@ class Limits(BaseModel):
 
 
 class Defaults(BaseModel):
-    """What a request that omits a value runs with, where the dialect's contract has no default of its own."""
+    """What a request that omits a value runs with, where the dialect's contract has no default of its own.
+
+    Args:
+        num_frames: of the video.
+        height, width: of the video, pixels.
+        fps: frames per second.
+        num_inference_steps: denoising steps.
+        guidance_scale: how closely the prompt is followed; 1 and less is without guidance.
+    """
 
     model_config = _Strict
     num_frames: Annotated[int, Field(ge=1)] = 25
@@ -188,6 +196,8 @@ class ServedModel(BaseModel):
         licence_url: page where the licence of gated weights is accepted.
         download_gb: size of the download, 1e9 bytes; 0 is not known.
         geometry, cost: what admission needs to know; see there.
+        limits: the largest request that is accepted.
+        defaults: what a request that omits a value runs with.
         names: dialect name to the public names by which its clients call this entry.
     """
 
