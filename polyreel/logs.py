@@ -50,6 +50,11 @@ def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]
     return event
 
 
+def is_configured() -> bool:
+    """Return whether this process has a log; a command that speaks to people has none."""
+    return structlog.is_configured()
+
+
 def configure_logs(level: str, process: str) -> None:
     """Set logging up for this process.
 
