@@ -58,6 +58,7 @@ def _work(options: argparse.Namespace) -> int:
     from polyreel.storage import connect_storage
     from workers.batch_sizes import BatchSizes, device_name
     from workers.keeping import Keeping, setup_for
+    from workers.gpu_stats import gpu_of
     from workers.memory import device_memory
     from workers.model_orders import ModelOrders
     from workers.offer import Offer
@@ -122,8 +123,16 @@ def _work(options: argparse.Namespace) -> int:
             "jobs": runner.jobs(),
         }
 
+            "succeeded": runner.succeeded,
     keeping = Keeping(
-        setup_for(url, name, retention_s=settings.retention_s, lease_s=settings.lease_s, log_level=settings.log_level),
+        setup_for(
+            url,
+            name,
+            retention_s=settings.retention_s,
+            lease_s=settings.lease_s,
+            log_level=settings.log_level,
+            gpu=gpu_of(device, os.environ),
+        ),
         about,
     )
     scratch = settings.state_dir / "scratch"

@@ -33,6 +33,8 @@ from polyreel.leases import Claim, Leases
 from polyreel.logs import configure_logs
 from polyreel.processes import start_as
 from polyreel.records import Records, connect
+from workers.gpu_stats import GpuStats
+from workers.pace import Pace
 
 log = structlog.get_logger()
 
@@ -64,6 +66,7 @@ class Setup:
         retention_s, lease_s: as in the settings.
         log_level: likewise.
         leads_group: the worker leads its process group, so that all in it was started by the worker.
+        gpu: what it computes on, see `workers.gpu_stats.gpu_of`.
     """
 
     url: str
@@ -73,6 +76,7 @@ class Setup:
     lease_s: float
     log_level: str = "info"
     leads_group: bool = False
+    gpu: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class State:
     """What a worker is doing; each line replaces the one before.
 
     Args:
-        about: what its heartbeat says.
+        about: what its heartbeat says, but for what the keeper measures. Its "succeeded" counts the worker's videos.
         claims: job id and fence of every job that it has.
         timed: those whose time is limited, with the seconds that are left of it; when one's is up, it fails and the
             worker ends.
@@ -119,6 +123,8 @@ class Keeper:
         self.leases = Leases(client, retention_s=setup.retention_s, lease_s=setup.lease_s)
         self.records = Records(client, setup.retention_s, setup.lease_s)
         self.state = State()
+        self.gpu = GpuStats(setup.gpu)
+        self._pace = Pace()
         self._tell = tell
         self._order = order
         self._orders = Orders()
@@ -133,6 +139,7 @@ class Keeper:
     def take(self, line: bytes) -> None:
         """Read a line of the worker's."""
         self.state = State(**json.loads(line))
+        self._pace.note(self.state.about.get("succeeded", 0))
         now = time.monotonic()
         self._deadlines = {Claim(job_id, fence): now + left_s for job_id, fence, left_s in self.state.timed}
         self._lost &= {Claim(job_id, fence) for job_id, fence in self.state.claims}
@@ -170,7 +177,8 @@ class Keeper:
     # Each returns whether Redis was asked.
 
     def _beat(self) -> bool:
-        orders = self.leases.beat(self.setup.worker, self.state.about)
+        measured = {"gpu": self.gpu.newest, "jobs_per_minute": self._pace.per_minute}
+        orders = self.leases.beat(self.setup.worker, self.state.about | measured)
         if orders != self._orders:
             self._orders = orders
             self._order(orders)
@@ -284,6 +292,7 @@ def main() -> int:
         lambda lost: say({"lost": [(claim.job_id, claim.fence) for claim in lost]}),
         lambda orders: say({"orders": asdict(orders)}),
     )
+    keeper.gpu.start()
     speak_at = 0.0
     while os.getppid() == setup.parent:
         for line in lines:

@@ -245,6 +245,6 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def setup_for(url: str, worker: str, *, retention_s: float, lease_s: float, log_level: str) -> Setup:
+def setup_for(url: str, worker: str, *, retention_s: float, lease_s: float, log_level: str, gpu: str = "") -> Setup:
     """Return the setup of this process' keeper."""
-    return Setup(url, worker, os.getpid(), retention_s, lease_s, log_level, os.getpgrp() == os.getpid())
+    return Setup(url, worker, os.getpid(), retention_s, lease_s, log_level, os.getpgrp() == os.getpid(), gpu)

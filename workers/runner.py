@@ -75,6 +75,7 @@ class JobRunner:
         stop: how far a stop of this process has come.
     """
 
+        succeeded: how many jobs this process has brought to a good end.
     def __init__(
         self,
         queue: Queue,
@@ -103,6 +104,7 @@ class JobRunner:
         self._reports = reports
         self._loaded_at = 0.0
         self._is_claiming = False
+        self.succeeded = 0
         self._storage = storage
         self._scratch = scratch
         self._resume_every = resume_every
@@ -392,7 +394,8 @@ class JobRunner:
 
     def _ended(self, made: Finished, succeeded: bool) -> None:
         """Note the end of a job; called in the finisher's thread."""
-        self.keeping.let_go(made.claim)
+        self.succeeded += succeeded
+        self.keeping.let_go(made.claim)  # tells the count too
         if made.snapshots and (succeeded or self._is_over(made.claim)):
             made.snapshots.delete()
         if succeeded:

@@ -65,6 +65,8 @@ async def test_what_a_worker_was_told_and_cannot_do_is_for_administrators(api: A
         "name": "one",
         "device": "cuda:0",
         "memory_bytes": 80_000_000_000,
+        "gpu": None,
+        "jobs_per_minute": 0.0,
         "models": ["ltx-tiny"],
         "loaded": ["ltx-tiny"],
         "loading": "wan-tiny",
@@ -75,6 +77,20 @@ async def test_what_a_worker_was_told_and_cannot_do_is_for_administrators(api: A
     }
     assert (await get(api, "status"))["workers"] == [expected]
     assert (await get(api, "status", api.other_key))["workers"] == [{**expected, "commands": [], "unavailable": {}}]
+
+
+async def test_what_a_gpu_does_is_shown_to_everybody(api: Api) -> None:
+    gpu = {
+        "name": "NVIDIA H200",
+        "memory_total_bytes": 150_754_820_096,
+        "memory_used_bytes": 12_000_000_000,
+        "utilization_percent": 97,
+        "temperature_c": 64,
+        "power_w": None,
+    }
+    say(api, "one", gpu={**gpu, "fan_percent": 30}, jobs_per_minute=1.5)
+    [worker] = (await get(api, "status", api.other_key))["workers"]
+    assert (worker["gpu"], worker["jobs_per_minute"]) == (gpu, 1.5)
 
 
 async def test_a_key_learns_what_it_has_used_and_may_do(api: Api) -> None:

@@ -336,7 +336,7 @@ def test_a_worker_that_leaves_is_gone_at_once_and_what_it_still_has_is_given_bac
     worker.do("claim")
     keeper = worker.keeper
     client = queue.records.client
-    until(lambda: client.get("polyreel:worker:one") == '{"models": ["ltx-tiny"], "loaded": []}', "its heartbeat")
+    until(lambda: '"models": ["ltx-tiny"], "loaded": []' in str(client.get("polyreel:worker:one")), "its heartbeat")
     assert client.hkeys("polyreel:residents") == ["one"]
     worker.do("stop")
     assert has_ended(keeper)

@@ -46,6 +46,18 @@ class QueueAnswer(BaseModel):
     models: list[LineAnswer]
 
 
+class GpuAnswer(BaseModel):
+    """What a worker's GPU does, a few seconds old; null for what it does not say."""
+
+    model_config = ConfigDict(extra="ignore")  # a newer worker may say more
+    name: str
+    memory_total_bytes: int
+    memory_used_bytes: int
+    utilization_percent: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
 class WorkerAnswer(BaseModel):
     """A live worker; `busy` is how many jobs it has. What it was told and cannot do, administrators see alone."""
 
@@ -53,6 +65,8 @@ class WorkerAnswer(BaseModel):
     name: str
     device: str
     memory_bytes: int | None
+    gpu: GpuAnswer | None
+    jobs_per_minute: float
     models: list[str]
     loaded: list[str]
     loading: str
@@ -157,10 +171,13 @@ async def _queue(shared: Services) -> QueueAnswer:
 def _worker(about: dict[str, object], is_for_admin: bool) -> WorkerAnswer:
     """Return what a worker says of itself, but for whose jobs it has."""
     memory, commands, troubles = about.get("memory_bytes"), about.get("commands"), about.get("unavailable")
+    gpu, pace = about.get("gpu"), about.get("jobs_per_minute")  # an older worker says neither
     return WorkerAnswer(
         name=str(about.get("name", "")),
         device=str(about.get("device", "")),
         memory_bytes=memory if isinstance(memory, int) else None,
+        gpu=GpuAnswer.model_validate(gpu) if isinstance(gpu, dict) else None,
+        jobs_per_minute=float(pace) if isinstance(pace, int | float) else 0.0,
         models=[str(model) for model in listed(about.get("models"))],
         loaded=[str(model) for model in listed(about.get("loaded"))],
         loading=str(about.get("loading") or ""),
