@@ -7,6 +7,7 @@
     │   ├── UnsafeAddress       a URL leads where this server does not go for clients
     │   ├── UnusablePicture     a picture is none, is damaged, or is too large
     │   ├── NotFetched          nothing comes of a link in the request
+    │   ├── ContentRefused      the server's content policy refuses the request or the video
     │   ├── RequestTooSlow      the body did not come in time
     │   └── RequestTooLarge     the body is over the limit
     ├── MissingKey              no API key came with the request
@@ -21,6 +22,7 @@
     ├── NotCancellable          the job has ended, or its file is being made already
     ├── NotDeliverable          the job has no webhook, or has not ended
     ├── QueueUnavailable        Redis does not answer
+    ├── PolicyUnavailable       the content policy raised, hangs or is missing: nothing passes
     ├── StillRunning            a synchronous caller waited as long as it may
     ├── GenerationFailed        the pipeline raised, or returned NaN
     │   ├── EncodingFailed      ffmpeg did not make the file
@@ -107,6 +109,12 @@ class NotFetched(InvalidRequest):
     """Raised when a picture cannot be fetched from the link that stands for it."""
 
     code = "not_fetched"
+
+
+class ContentRefused(InvalidRequest):
+    """Raised when the server's content policy refuses what is asked for, or what was made of it."""
+
+    code = "content_refused"
 
 
 class RequestTooSlow(InvalidRequest):
@@ -205,6 +213,12 @@ class QueueUnavailable(PolyreelError):
     """Raised when Redis refuses, hangs or is full; nothing was acknowledged."""
 
     code = "queue_unavailable"
+
+
+class PolicyUnavailable(PolyreelError):
+    """Raised when the content policy does not answer, or is not the one that it must be; the same may pass later."""
+
+    code = "content_policy_failed"
 
 
 class StillRunning(PolyreelError):

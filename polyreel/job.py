@@ -99,6 +99,7 @@ class VideoJob:
         account: what its key's limits are counted by, see `polyreel.keys.Caller`.
         base_url: absolute base of its links as the submit came in; "" takes that of the request that asks.
         webhook: URL that is told of its end, "" for none.
+        content_policy: name of the policy that allowed it at submit, "" for none; no worker without it runs the job.
         keep_s: how long record and files are kept after the end, seconds; 0.0 is as long as the server keeps any.
     """
 
@@ -132,6 +133,7 @@ class VideoJob:
     base_url: str = ""
     webhook: str = ""
     keep_s: float = 0.0
+    content_policy: str = ""
 
     @property
     def seconds_taken(self) -> float:
@@ -176,7 +178,7 @@ class VideoJob:
 
 _TEXT = {
     "id", "dialect", "owner", "status", "stage", "worker", "error_code", "error_message",
-    "lane", "batch_key", "not_resumable", "account", "base_url", "webhook",
+    "lane", "batch_key", "not_resumable", "account", "base_url", "webhook", "content_policy",
 }  # fmt: skip
 
 #: Version of the records that this code writes and the newest that it reads: older ones lack `model` and `tag` (1), or

@@ -30,6 +30,7 @@ from polyreel.key_store import pepper_of
 from polyreel.keys import ApiKeys
 from polyreel.links import link_signer
 from polyreel.outbound import Outbound
+from polyreel.policy import load_judge
 from polyreel.queue import Queue
 from polyreel.settings import Settings
 from polyreel.signing import load_signer
@@ -39,6 +40,7 @@ from server.callers import Callers
 from server.dialects import Dialect, dialect_settings, dialects
 from server.edge import Edge, mark, refused
 from server.gate import Gate
+from server.http_metrics import HttpMetrics
 from server.live_workers import LiveWorkers
 from server.openapi import add_schemes
 from server.published import Published
@@ -96,6 +98,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         outbound=Outbound(settings.webhook_allow, settings.outbound_http),
         webhook_signer=load_signer(settings),
         published=Published(settings.retention_s),
+        judge=load_judge(settings.content_policy),
     )
 
     @asynccontextmanager
@@ -122,7 +125,8 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
                 "Idempotent-Replayed",
             ],
         )
-    app.add_middleware(Edge)  # last, so around the others
+    app.state.http_metrics = HttpMetrics()
+    app.add_middleware(Edge, http_metrics=app.state.http_metrics)  # last, so around the others
     app.include_router(health.router)
     app.include_router(files.router)
     app.include_router(metrics.router)

@@ -29,6 +29,7 @@ from polyreel.keys import Caller, Scope
 from polyreel.limits import Usage
 from polyreel.links import LinkSigner, file_url
 from polyreel.outbound import Outbound
+from polyreel.policy import Judge
 from polyreel.queue import Queue
 from polyreel.records import StoredJob, hidden_from, job_key, parse
 from polyreel.request import VideoRequest
@@ -53,6 +54,9 @@ log = structlog.get_logger()
 #: already, and never later than the longest, seconds: nobody waits 5 % longer than needed, and a look costs little.
 _SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.25
 
+#: Threads for content policies, their own: one that hangs holds up nothing but submits.
+_MAX_JUDGED = 32
+
 #: What the queue says of a job that cannot be cancelled any more, in a sentence.
 _TOO_LATE = {
     "succeeded": "The job has succeeded already.",
@@ -76,6 +80,7 @@ class Services:
         outbound: what every call to a client's URL passes.
         webhook_signer: knows each owner's webhook secrets.
         published: which stored files links lead to.
+        judge: asks the content policy; None is no policy.
         watches: who follows which job.
         stopping: set when this process is told to stop; whoever waits for a job says so to its client then.
     """
@@ -94,10 +99,12 @@ class Services:
     outbound: Outbound
     webhook_signer: WebhookSigner
     published: Published
+    judge: Judge | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     watches: Watches = field(default_factory=Watches)
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
     _fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_FETCHES))
+    _judging: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_MAX_JUDGED))
 
     async def caller(self, key: str | None, scope: Scope) -> Caller:
         """Return who sends a request with this key.
@@ -210,6 +217,7 @@ class Services:
             base_url=base_url,
             webhook=webhook,
             keep_s=keep_s,
+            content_policy=self.judge.name if self.judge else "",
         )
         if pictures:
             await self.gate.in_thread(self.queue.check, job, terms)
@@ -229,13 +237,17 @@ class Services:
         Raises:
             NotAllowed: the key may not use this model.
             InvalidRequest: more than the model's entry allows, what it cannot do, or more than the largest device that
-                serves it can hold.
+                serves it can hold; `ContentRefused` where the content policy says so.
             QueueUnavailable: Redis does not answer.
+            PolicyUnavailable: the content policy does not.
         """
         called = self.catalogue.called(request.model, dialect)
         caller.need_model(request.model, called)
         request = self.catalogue.admit(request, dialect, words)
         await self._check_fits(request, called)
+        if self.judge:  # last: it may cost more than all else together
+            check = self.judge.check_request
+            await anyio.to_thread.run_sync(check, request, caller.owner, limiter=self._judging)
         return request
 
     async def _own_s(self, request: VideoRequest) -> float | None:

@@ -17,7 +17,7 @@ import structlog
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from polyreel.errors import GenerationFailed, InvalidRequest, QueueUnavailable, StillRunning
+from polyreel.errors import ContentRefused, GenerationFailed, InvalidRequest, QueueUnavailable, StillRunning
 from polyreel.job import JobStatus, VideoJob
 from polyreel.records import WORKER_PREFIX, StoredJob
 from server.gate import budget
@@ -77,7 +77,7 @@ async def wait_for_video(
         waiter: who is counted as waiting; made here when it is not yet.
 
     Raises:
-        JobFailed: the job has ended otherwise.
+        JobFailed: the job has ended otherwise; `ContentRefused` where the content policy refused its video.
         StillRunning: the time is up; the job goes on.
         ServerStopping: this process is told to stop; the job goes on.
         QueueUnavailable: Redis was away for longer than a restart takes; the job goes on.
@@ -107,6 +107,8 @@ async def wait_for_video(
             if time.monotonic() - answered > _PATIENCE_S:
                 raise
             await asyncio.sleep(_LOOK_S)
+    if stored.job.error_code == ContentRefused.code:  # the client can mend it, which a failure of ours does not say
+        raise ContentRefused(stored.job.why_not_made)
     if stored.job.status is not JobStatus.SUCCEEDED:
         raise JobFailed(stored.job)
     return stored

@@ -53,12 +53,13 @@ def _work(options: argparse.Namespace) -> int:
     from polyreel.commands import Commands, Orders
     from polyreel.leases import Wishes
     from polyreel.logs import configure_logs
+    from polyreel.policy import load_judge
     from polyreel.queue import Queue, rq_connection
     from polyreel.records import Records, connect
     from polyreel.storage import connect_storage
     from workers.batch_sizes import BatchSizes, device_name
-    from workers.keeping import Keeping, setup_for
     from workers.gpu_stats import gpu_of
+    from workers.keeping import Keeping, setup_for
     from workers.memory import device_memory
     from workers.model_orders import ModelOrders
     from workers.offer import Offer
@@ -81,6 +82,7 @@ def _work(options: argparse.Namespace) -> int:
             "redis_url: a worker needs REDIS_URL; `polyreel up` starts an embedded queue by itself."
         )
     url = settings.redis_url.get_secret_value()
+    judge = load_judge(settings.content_policy)
     residency = Residency(
         settings.catalogue,
         settings.state_dir / "checkpoints",
@@ -121,9 +123,9 @@ def _work(options: argparse.Namespace) -> int:
             "unavailable": attempts.unavailable,
             "job": next(iter(runner.current), ""),
             "jobs": runner.jobs(),
+            "succeeded": runner.succeeded,
         }
 
-            "succeeded": runner.succeeded,
     keeping = Keeping(
         setup_for(
             url,
@@ -151,6 +153,7 @@ def _work(options: argparse.Namespace) -> int:
         batch_sizes=batch_sizes,
         resume_every=settings.resume_every,
         previews=settings.previews,
+        judge=judge,
     )
     attempts = runner.attempts
     orders = ModelOrders(attempts, keeping.refresh)

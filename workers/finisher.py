@@ -19,6 +19,7 @@ from models import Video
 from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim
+from polyreel.policy import Judge
 from polyreel.records import Records, redis_errors
 from workers.attempts import timed
 from workers.failures import public
@@ -62,6 +63,7 @@ class Finisher:
         on_begin: called in the thread with every job whose files are made next.
         on_end: called in the thread with every job that has come to its end, and whether it succeeded.
         file_metadata: write each video's receipt into its files.
+        judge: asks the content policy before a file is made; None is no policy.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Finisher:
         on_end: Callable[[Finished, bool], None],
         *,
         file_metadata: bool = True,
+        judge: Judge | None = None,
     ) -> None:
         self._records = records
         self._results = results
@@ -82,6 +85,7 @@ class Finisher:
         self._on_begin = on_begin
         self._on_end = on_end
         self._file_metadata = file_metadata
+        self._judge = judge
         # Not the thread's own join: in Python 3.11 an exception out of a signal's handler makes a thread look ended.
         self._is_idle = threading.Event()
         self._is_idle.set()
@@ -146,6 +150,10 @@ class Finisher:
     def _make_files(self, made: Finished) -> None:
         timings = made.timings
         self._advance(made, JobStatus.ENCODING, progress=ENCODE, stage="encoding", timings=timings)
+        if self._judge:  # before there is any file, on this disk or elsewhere
+            with timed(timings, "policy"):
+                self._judge.check_frames(made.video.frames, made.job.request, made.job.owner)
+            made.facts["content_policy"] = self._judge.name
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             with timed(timings, "encode"):

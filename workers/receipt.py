@@ -20,7 +20,7 @@ from polyreel import __version__
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 #: What of a receipt changes no pixel, by design: it is in the record alone. float8 and tiles do change some.
-_CHANGES_NO_PIXEL = ("placement", "vae_slicing", "after_out_of_memory")
+_CHANGES_NO_PIXEL = ("placement", "vae_slicing", "after_out_of_memory", "content_policy")
 
 
 def receipt(prepared: PreparedRequest, video: Video, model: LoadedModel, *, batch_size: int = 1) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from polyreel.durations import seconds_key
 from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim, Wishes
+from polyreel.policy import Judge, pass_request
 from polyreel.queue import Queue
 from polyreel.records import Records, redis_errors
 from polyreel.storage import Storage
@@ -66,6 +67,7 @@ class JobRunner:
         batch_sizes: what was measured on this machine.
         resume_every: see `polyreel.settings.Settings`.
         previews: show pictures of what is being denoised.
+        judge: asks the content policy; None is no policy.
 
     Attributes:
         keeping: keeps the leases; it says which jobs this worker has.
@@ -73,9 +75,9 @@ class JobRunner:
         current: ids of the jobs in the pipeline, () between calls; told in the heartbeat, read from its thread.
         attempts: knows which models do not load, and whether this process may take another job.
         stop: how far a stop of this process has come.
+        succeeded: how many jobs this process has brought to a good end.
     """
 
-        succeeded: how many jobs this process has brought to a good end.
     def __init__(
         self,
         queue: Queue,
@@ -90,6 +92,7 @@ class JobRunner:
         batch_sizes: BatchSizes | None = None,
         resume_every: int = 5,
         previews: bool = False,
+        judge: Judge | None = None,
     ) -> None:
         self.queue = queue
         self.records = queue.records
@@ -101,16 +104,24 @@ class JobRunner:
         self.current: tuple[str, ...] = ()
         self.loading = ""
         self.stop = Stop()
+        self.succeeded = 0
         self._reports = reports
         self._loaded_at = 0.0
         self._is_claiming = False
-        self.succeeded = 0
         self._storage = storage
         self._scratch = scratch
         self._resume_every = resume_every
-        self._previews = previews
+        self._previews = previews and (judge is None or judge.shows_previews)
+        self._judge = judge
         self._finisher = Finisher(
-            queue.records, Results(storage), scratch, worker, self._begun, self._ended, file_metadata=file_metadata
+            queue.records,
+            Results(storage),
+            scratch,
+            worker,
+            self._begun,
+            self._ended,
+            file_metadata=file_metadata,
+            judge=judge,
         )
 
     @property
@@ -324,6 +335,7 @@ class JobRunner:
         prepared: list[PreparedRequest | Exception] = []
         for job, _ in taken:
             try:
+                pass_request(self._judge, job)
                 prepared.append(self.preparer.prepare(job.request))
             except Exception as err:
                 if is_timeout(err):

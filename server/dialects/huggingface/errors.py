@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from polyreel.errors import (
+    ContentRefused,
     GenerationFailed,
     InvalidKey,
     InvalidRequest,
@@ -19,6 +20,7 @@ from polyreel.errors import (
     MethodNotAllowed,
     MissingKey,
     NotAllowed,
+    PolicyUnavailable,
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
@@ -69,10 +71,12 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (MethodNotAllowed, 405, None),
     (RequestTooLarge, 413, None),
     (KeyReused, 422, None),
+    (ContentRefused, 400, None),
     (InvalidRequest, 400, None),
     (TooManyJobs, 429, None),
     (ModelLoading, 503, None),
     (QueueUnavailable, 503, None),
+    (PolicyUnavailable, 503, None),
     (StillRunning, 504, None),
     (GenerationFailed, 500, None),
     (StorageFailed, 500, "The video's file could not be read."),

@@ -11,12 +11,14 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from polyreel.errors import (
+    ContentRefused,
     InvalidKey,
     InvalidRequest,
     KeyReused,
     MethodNotAllowed,
     MissingKey,
     NotAllowed,
+    PolicyUnavailable,
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
@@ -59,11 +61,13 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (KeyReused, 422, "{}"),
     (Unreadable, 400, "Invalid API Request"),
     (PictureNotFetched, 400, "Unable to fetch image from provided URL: {}"),
+    (ContentRefused, 400, "{}"),
     (InvalidRequest, 400, "{}"),
     (UnknownModel, 400, "{}"),
     # The page goes on with the number of its plans; here the sentence says which limit it was.
     (TooManyJobs, 429, "Rate limit exceeded. {}"),
     (QueueUnavailable, 503, "Service temporarily unavailable. Please try again later."),
+    (PolicyUnavailable, 503, "Service temporarily unavailable. Please try again later."),
     (PolyreelError, 500, "Internal server error. Please try again."),
 )
 

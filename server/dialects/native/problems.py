@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from polyreel.errors import (
+    ContentRefused,
     InvalidKey,
     InvalidRequest,
     KeyReused,
@@ -16,6 +17,7 @@ from polyreel.errors import (
     NotAllowed,
     NotCancellable,
     NotDeliverable,
+    PolicyUnavailable,
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
@@ -73,9 +75,11 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (NotDeliverable, 409, "Nothing to deliver"),
     (RequestTooLarge, 413, "Request too large"),
     (KeyReused, 422, "Idempotency-Key used before"),
+    (ContentRefused, 400, "Content refused"),
     (InvalidRequest, 400, "Wrong request"),
     (TooManyJobs, 429, "Queue full"),
     (QueueUnavailable, 503, "Queue unavailable"),
+    (PolicyUnavailable, 503, "Content policy unavailable"),
     (PolyreelError, 500, "Server error"),
 )
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from polyreel.errors import (
+    ContentRefused,
     GenerationFailed,
     InvalidKey,
     InvalidRequest,
@@ -18,6 +19,7 @@ from polyreel.errors import (
     MethodNotAllowed,
     MissingKey,
     NotAllowed,
+    PolicyUnavailable,
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
@@ -55,11 +57,14 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (MethodNotAllowed, 405, "API_NOT_FOUND"),
     (RequestTooLarge, 413, "INVALID_REQUEST_BODY"),
     (KeyReused, 422, "INVALID_REQUEST_BODY"),
+    # The page has no reason for a refused prompt; the message says that it was refused.
+    (ContentRefused, 400, "INVALID_REQUEST_BODY"),
     (InvalidRequest, 400, "INVALID_REQUEST_BODY"),
     (UnknownModel, 400, "INVALID_REQUEST_BODY"),
     (TooManyJobs, 429, "RATE_LIMIT_EXCEEDED"),
     (ResultUnavailable, 503, "GET_RESULT_FAILED"),
     (QueueUnavailable, 503, "CREATE_TASK_FAILED"),
+    (PolicyUnavailable, 503, "CREATE_TASK_FAILED"),
     (StillRunning, 504, "GET_RESULT_FAILED"),
     (GenerationFailed, 500, "TASK_FAILED"),
     (PolyreelError, 500, "INTERNAL_SERVER_ERROR"),

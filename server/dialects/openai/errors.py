@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from polyreel.errors import (
+    ContentRefused,
     InvalidKey,
     InvalidRequest,
     KeyReused,
@@ -19,6 +20,7 @@ from polyreel.errors import (
     NotAllowed,
     NotCancellable,
     NotServedYet,
+    PolicyUnavailable,
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
@@ -50,6 +52,9 @@ class NoContent(PolyreelError):
     code = "no_content"
 
 
+#: What OpenAI calls a refusal by its own policy, of a request as of a video.
+MODERATION_BLOCKED = "moderation_blocked"
+
 #: error: (HTTP status, type, code); the first match of the class wins
 _ERRORS: tuple[tuple[type[PolyreelError], int, str, str | None], ...] = (
     (MissingKey, 401, "invalid_request_error", None),
@@ -65,9 +70,11 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str, str | None], ...] = (
     (RequestTooLarge, 413, "invalid_request_error", "request_too_large"),
     (KeyReused, 422, "idempotency_error", "idempotency_key_reused"),
     (NotServedYet, 400, "invalid_request_error", "unsupported"),
+    (ContentRefused, 400, "invalid_request_error", MODERATION_BLOCKED),
     (InvalidRequest, 400, "invalid_request_error", "invalid_value"),
     (TooManyJobs, 429, "rate_limit_error", "rate_limit_exceeded"),
     (QueueUnavailable, 503, "server_error", "service_unavailable"),
+    (PolicyUnavailable, 503, "server_error", "service_unavailable"),
     (PolyreelError, 500, "server_error", None),
 )
 

@@ -7,8 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from polyreel.catalogue import Catalogue
+from polyreel.errors import ContentRefused
 from polyreel.job import JobStatus, VideoJob
 from polyreel.records import StoredJob
+from server.dialects.openai.errors import MODERATION_BLOCKED
 
 #: What is not here is in progress. There is no word for a cancelled video: it is one that failed.
 _STATUS = {
@@ -102,5 +104,6 @@ def _error(job: VideoJob) -> dict[str, str] | None:
     if job.status is JobStatus.CANCELLED:
         return {"code": "cancelled", "message": "The video was cancelled."}
     if job.status is JobStatus.FAILED:
-        return {"code": job.error_code or "generation_failed", "message": job.error_message}
+        code = MODERATION_BLOCKED if job.error_code == ContentRefused.code else job.error_code
+        return {"code": code or "generation_failed", "message": job.error_message}
     return None

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from polyreel.errors import (
+    ContentRefused,
     GenerationFailed,
     InvalidKey,
     InvalidRequest,
@@ -15,6 +16,7 @@ from polyreel.errors import (
     MethodNotAllowed,
     MissingKey,
     NotAllowed,
+    PolicyUnavailable,
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
@@ -51,9 +53,11 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (MethodNotAllowed, 405, None),
     (RequestTooLarge, 413, None),
     (KeyReused, 422, None),
+    (ContentRefused, 400, None),
     (InvalidRequest, 400, None),
     (TooManyJobs, 429, None),
     (QueueUnavailable, 503, None),
+    (PolicyUnavailable, 503, None),
     (StillRunning, 504, None),
     (GenerationFailed, 500, None),
     (StorageFailed, 500, "A result file could not be read."),
