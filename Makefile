@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A CPU build of torch where the index offers one; `make install TORCH=torch==2.13.0+cu130` takes another.
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo up test test-slow test-gpu storm lint format bench bench-queue clean
+.PHONY: help install demo up test test-slow test-gpu storm lint docs format bench bench-queue clean
 help:
 	@sed -n '/^[a-z-]*:.*## /s/:.*## /\t/p' Makefile | expand -t 12
 
@@ -60,6 +60,9 @@ lint: install ## ruff, mypy, import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: install ## rewrite the generated parts of docs/: index, settings, errors, tables
+	@$(BIN)/python -m tests.docs.generate
 
 format: install
 	@$(BIN)/ruff check --fix .

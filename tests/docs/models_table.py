@@ -1,4 +1,4 @@
-"""The table of `docs/models.md`, from the GPU profile: `python -m tests.core.models_table` prints it."""
+"""The table of `docs/models.md`, from the GPU profile."""
 
 from __future__ import annotations
 
@@ -35,7 +35,3 @@ def _row(name: str, entry: ServedModel) -> str:
 def _gigabytes(entry: ServedModel, size: Size, mode: str) -> str:
     placement = Placement.model_validate({**entry.placement.model_dump(), "mode": mode})
     return f"{(memory_bytes(entry, size, placement) + RESERVED_BYTES) / 1e9:.0f}"
-
-
-if __name__ == "__main__":
-    print(table())  # noqa: T201

@@ -1,0 +1,1 @@
+"""The documentation: which parts of it are generated, and that its code blocks run."""
