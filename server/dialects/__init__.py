@@ -27,6 +27,7 @@ from polyreel.keys import Caller
 from polyreel.profiles import explain
 from polyreel.records import StoredJob
 from polyreel.settings import Settings
+from server.snippets import Say
 
 
 class NoSettings(BaseModel):
@@ -77,6 +78,9 @@ class Dialect:
         webhook: an ended job to the body that its webhook is told; the third argument is how long records are kept,
             seconds, the last one the dialect's own settings. None for a dialect that takes no webhooks.
         answer: a submit of this dialect that came to another one's path; see `answer_as`.
+        snippet: says a request in the vendor's words, see `server.snippets`; None for a dialect that takes no jobs.
+        title: the API's name for people; the API reference groups its routes under it.
+        about: a sentence about it, for the same place.
     """
 
     name: str
@@ -88,6 +92,9 @@ class Dialect:
     check: Callable[[Catalogue, Any], None] = lambda _catalogue, _settings: None
     webhook: Callable[[StoredJob, Link, float, Any], dict[str, Any]] | None = None  # Any: JSON; its own settings
     answer: Answer | None = None
+    snippet: Say | None = None
+    title: str = ""
+    about: str = ""
 
 
 @cache

@@ -15,6 +15,7 @@ from server.dialects.native.fields import Keyframe, Lora, NewJob, Output, Prompt
 from server.dialects.native.jobs import JobsAnswer, RemovalAnswer
 from server.dialects.native.models import AdapterAnswer, CommandAnswer, ModelAnswer
 from server.dialects.native.problems import _ERRORS, Problem
+from server.dialects.native.snippets import SnippetAnswer, SnippetsAnswer
 from server.dialects.native.status import QueueAnswer, StatusAnswer, UsageAnswer, WorkerAnswer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compatibility" / "native.md").read_text("utf-8")
@@ -27,7 +28,8 @@ WORDS = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`]+)`", PAGE))))
     "model",
     [
         NewJob, Prompt, Keyframe, Lora, Upscale, Output, JobAnswer, OutputAnswer, JobsAnswer, RemovalAnswer, Problem,
-        ModelAnswer, AdapterAnswer, CommandAnswer, StatusAnswer, QueueAnswer, WorkerAnswer, UsageAnswer,
+        ModelAnswer, AdapterAnswer, CommandAnswer, StatusAnswer, QueueAnswer, WorkerAnswer, UsageAnswer, SnippetsAnswer,
+        SnippetAnswer,
     ],
 )  # fmt: skip
 def test_every_field_is_explained(model: type[BaseModel]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from server.dialects import Dialect, Example
 from server.dialects.huggingface import about, routes
 from server.dialects.huggingface.errors import render_error
+from server.dialects.huggingface.request import snippet
 from server.dialects.huggingface.settings import HuggingFaceSettings
 
 routes.router.include_router(about.router)
@@ -20,6 +21,9 @@ DIALECT = Dialect(
     router=routes.router,
     render_error=render_error,
     settings=HuggingFaceSettings,
+    snippet=snippet,
+    title="Hugging Face Inference",
+    about="`POST /models/{model}` answers with the video itself, as Hugging Face's Inference API does.",
     example=Example(
         title="answers with the mp4 itself",
         path="/models/Lightricks/LTX-Video",

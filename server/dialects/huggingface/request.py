@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Request
 from pydantic import BaseModel, WithJsonSchema
@@ -10,6 +10,9 @@ from pydantic import BaseModel, WithJsonSchema
 from polyreel.catalogue import Catalogue
 from polyreel.entries import MIN_SIDE
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from server.body import validate
+from server.dialects.huggingface.settings import HuggingFaceSettings
+from server.snippets import WireCall, Wish, filled, given
 from server.wire import Integer, Number, Prompts, check_length, check_limits, check_prompt, check_range, choose_seed
 
 _MOST_FPS = 120
@@ -120,6 +123,38 @@ def from_wire(wire: Body, model: str, catalogue: Catalogue, *, has_picture: bool
         guidance_scale=guidance_scale,
         seed=choose_seed("parameters.seed", given.seed),
         outputs=(OutputSpec("mp4", fps),),
+    )
+
+
+def snippet(wish: Wish, catalogue: Catalogue, settings: HuggingFaceSettings) -> WireCall:
+    """Say a request in these words; a picture takes the place of the prompt.
+
+    Raises:
+        Unsayable, InvalidRequest: there are no words for it, or it is out of range here.
+    """
+    r, picture = wish.request, wish.first_frame
+    name = wish.name_in(catalogue, "huggingface")
+    prompt = r.prompts[0].prompt
+    body: dict[str, Any] = {  # Any: JSON and blanks
+        "inputs": picture or prompt,
+        "parameters": given(
+            prompt=prompt or None if picture else None,
+            negative_prompt=r.negative_prompt or None,
+            num_frames=r.num_frames,
+            height=r.height,
+            width=r.width,
+            fps=r.fps,
+            num_inference_steps=r.num_inference_steps,
+            guidance_scale=r.guidance_scale,
+            seed=wish.seed,
+        ),
+    }
+    means = from_wire(validate(Body, filled(body)), r.model, catalogue, has_picture=picture is not None)
+    return WireCall(
+        f"/models/{name}" + ("/pipeline/image-to-video" if picture else ""),
+        body,
+        wish.with_first_frame(means),
+        saves_to="video.mp4",
     )
 
 

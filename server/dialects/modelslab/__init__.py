@@ -16,11 +16,26 @@ field, is in `docs/compatibility/modelslab.md`.
 
 from __future__ import annotations
 
+from polyreel.catalogue import Catalogue
 from server.dialects import Dialect, Example
+from server.dialects.modelslab import image_to_video, text_to_video
 from server.dialects.modelslab.answers import webhook_body
 from server.dialects.modelslab.refusals import render_error
 from server.dialects.modelslab.routes import router
 from server.dialects.modelslab.settings import ModelsLabSettings, check
+from server.snippets import WireCall, Wish
+
+
+def snippet(wish: Wish, catalogue: Catalogue, settings: ModelsLabSettings) -> WireCall:
+    """Say a request in these words: as img2video where it has a picture, else as text2video.
+
+    Raises:
+        Unsayable, InvalidRequest: there are no words for it, or it is out of range here.
+    """
+    if wish.first_frame:
+        return image_to_video.snippet(wish, catalogue, settings)
+    return text_to_video.snippet(wish, catalogue, settings)
+
 
 DIALECT = Dialect(
     name="modelslab",
@@ -29,6 +44,9 @@ DIALECT = Dialect(
     render_error=render_error,
     settings=ModelsLabSettings,
     check=check,
+    snippet=snippet,
+    title="ModelsLab v6",
+    about="`text2video` and `img2video` answer with a link, at once or through `fetch`; the key stands in the body.",
     webhook=webhook_body,
     example=Example(
         title="answers with a link to an mp4",

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from polyreel.catalogue import Catalogue
 from polyreel.entries import MIN_SIDE
 from server.dialects.modelslab.settings import ModelsLabSettings
+from server.snippets import KEY, Blank, Wish, given
 from server.wire import Integer, Number, check_range
 
 #: Longest track_id, characters: every answer repeats it.
@@ -95,6 +96,32 @@ def choose_model(model_id: str | None, catalogue: Catalogue, settings: ModelsLab
     if model_id and known:
         return known, model_id
     return catalogue.resolve("modelslab", settings.default_model), settings.default_model
+
+
+def said_of(wish: Wish, catalogue: Catalogue) -> dict[str, Any]:
+    """Return the shared fields that say a request. Any: JSON, with a blank for the key.
+
+    Raises:
+        Unsayable: its model has no name here.
+    """
+    r = wish.request
+    kinds = [spec.format for spec in r.outputs if spec.format in ("mp4", "gif")]
+    return given(
+        key=Blank(KEY),
+        model_id=wish.name_in(catalogue, "modelslab"),
+        prompt=r.prompts[0].prompt,
+        negative_prompt=r.negative_prompt or None,
+        height=r.height,
+        width=r.width,
+        num_frames=r.num_frames,
+        num_inference_steps=r.num_inference_steps,
+        guidance_scale=r.guidance_scale,
+        fps=r.fps,
+        seed=wish.seed,
+        clip_skip=r.clip_skip,
+        output_type=kinds[0] if kinds else "mp4",
+        webhook=wish.webhook,
+    )
 
 
 def yes_no(value: object) -> str:

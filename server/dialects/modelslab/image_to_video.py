@@ -12,10 +12,12 @@ from typing import Any
 from polyreel.catalogue import Catalogue
 from polyreel.errors import InvalidRequest
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
-from server.dialects.modelslab.fields import RANGES, Fields, choose_model, in_range, yes_no
+from server.body import validate
+from server.dialects.modelslab.fields import RANGES, Fields, choose_model, in_range, said_of, yes_no
 from server.dialects.modelslab.meta import meta_of, sent_by
 from server.dialects.modelslab.settings import ModelsLabSettings
 from server.pictures import is_link
+from server.snippets import WireCall, Wish, filled
 from server.wire import Integer, Number, check_length, choose_seed
 
 _MOTION_BUCKET_ID = 127
@@ -78,3 +80,14 @@ def from_wire(
         **{name: values[name] for name in _SVD_RANGES},
         "motion_bucket_id": _MOTION_BUCKET_ID if wire.motion_bucket_id is None else wire.motion_bucket_id,
     }
+
+
+def snippet(wish: Wish, catalogue: Catalogue, settings: ModelsLabSettings) -> WireCall:
+    """Say a request with a picture for its first frame in these words.
+
+    Raises:
+        Unsayable, InvalidRequest: there are no words for it, or it is out of range here.
+    """
+    body = {**said_of(wish, catalogue), "init_image": wish.first_frame}
+    means, _ = from_wire(validate(ImageToVideo, filled(body)), catalogue, settings)
+    return WireCall("/api/v6/video/img2video", body, wish.with_first_frame(means), headers={})

@@ -11,9 +11,11 @@ from typing import Any
 from polyreel.catalogue import Catalogue
 from polyreel.entries import MIN_SIDE
 from polyreel.request import OutputSpec, PromptSpan, Upscale, VideoRequest
-from server.dialects.modelslab.fields import RANGES, Fields, choose_model, in_range, yes_no
+from server.body import validate
+from server.dialects.modelslab.fields import RANGES, Fields, choose_model, in_range, said_of, yes_no
 from server.dialects.modelslab.meta import IMPROVED_SAMPLING_SEED, UPSCALE, meta_of, sent_by
 from server.dialects.modelslab.settings import ModelsLabSettings
+from server.snippets import WireCall, Wish, filled, given
 from server.wire import Integer, Number, check_length, check_prompt, check_range, choose_seed
 
 
@@ -80,6 +82,27 @@ def from_wire(
         "use_improved_sampling": yes_no(wire.use_improved_sampling),
         "improved_sampling_seed": improved_sampling_seed,
     }
+
+
+def snippet(wish: Wish, catalogue: Catalogue, settings: ModelsLabSettings) -> WireCall:
+    """Say a request without a picture in these words.
+
+    Raises:
+        Unsayable, InvalidRequest: there are no words for it, or it is out of range here.
+    """
+    r = wish.request
+    upscale = r.upscale
+    sides = {} if upscale is None else {f"upscale_{name}": getattr(upscale, name) for name in Upscale.__slots__}
+    body = {
+        **said_of(wish, catalogue),
+        **given(
+            **sides,
+            use_improved_sampling=None if r.improved_sampling_seed is None else True,
+            improved_sampling_seed=r.improved_sampling_seed,
+        ),
+    }
+    means, _ = from_wire(validate(TextToVideo, filled(body)), catalogue, settings)
+    return WireCall("/api/v6/video/text2video", body, means, headers={})
 
 
 def _upscale(values: Mapping[str, Any]) -> Upscale | None:

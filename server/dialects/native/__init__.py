@@ -15,6 +15,7 @@
     POST /polyreel/v1/models/{name}/load, unload, pin or unpin
     GET  /polyreel/v1/status
     GET  /polyreel/v1/usage
+    POST /polyreel/v1/snippets
 
 Errors are RFC 9457 problems. Every field is in `docs/compatibility/native.md`.
 """
@@ -24,11 +25,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.dialects import Dialect, Example
-from server.dialects.native import events, jobs, models, status, webhooks
+from server.dialects.native import events, jobs, models, snippets, status, webhooks
 from server.dialects.native.problems import render_error
+from server.dialects.native.video import snippet
 
 #: Each noun has a module with a router of its own.
-_NOUNS = (jobs, events, models, status, webhooks)
+_NOUNS = (jobs, events, models, status, snippets, webhooks)
 
 router = APIRouter(prefix="/polyreel/v1")
 router.add_api_route("", status.discovery, **status.DISCOVERY)
@@ -41,6 +43,9 @@ DIALECT = Dialect(
     router=router,
     render_error=render_error,
     webhook=webhooks.webhook,
+    snippet=snippet,
+    title="Polyreel",
+    about="Our own API: all that the server can do, and the jobs of every dialect. The web page uses only this.",
     example=Example(
         title="an mp4 of 9 frames; ask for the job at its Location",
         path="/polyreel/v1/jobs",

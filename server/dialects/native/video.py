@@ -10,7 +10,10 @@ from polyreel.entries import MIN_SIDE, Defaults
 from polyreel.errors import InvalidRequest, did_you_mean
 from polyreel.formats import formats
 from polyreel.request import AdapterUse, ImageCondition, OutputSpec, PromptSpan, Upscale, VideoRequest
+from server.body import validate
+from server.dialects import NoSettings
 from server.dialects.native.fields import NewJob, Output
+from server.snippets import WireCall, Wish, filled, given
 from server.wire import check_length, check_limits, check_prompt, check_range, choose_seed
 
 #: Largest side of an upscaled video, pixels.
@@ -122,6 +125,58 @@ def with_pictures(request: VideoRequest, wanted: list[Wanted], keys: list[str]) 
         ImageCondition(key, picture.frame_index, picture.strength) for key, picture in zip(keys, wanted, strict=True)
     )
     return replace(request, images=tuple(images))
+
+
+def snippet(wish: Wish, catalogue: Catalogue, settings: NoSettings) -> WireCall:
+    """Say a request in these words; nothing is beyond them."""
+    r = wish.request
+    spans, upscale = r.prompts, r.upscale
+    is_plain = r.outputs == (OutputSpec("mp4", r.fps),)
+    body = given(
+        model=r.model,
+        prompt=spans[0].prompt if len(spans) == 1 else None,
+        prompts=None if len(spans) == 1 else [given(prompt=one.prompt, num_frames=one.num_frames) for one in spans],
+        negative_prompt=r.negative_prompt or None,
+        **_said_pictures(wish),
+        num_frames=r.num_frames,
+        **{field: getattr(r, field) for field in _DEFAULTED},
+        flow_shift=r.flow_shift,
+        seed=wish.seed,
+        clip_skip=r.clip_skip,
+        loras=[given(name=use.name, strength=use.strength) for use in r.loras] or None,
+        embeddings=list(r.embeddings) or None,
+        closed_loop=r.closed_loop or None,
+        upscale=given(**{name: getattr(upscale, name) for name in Upscale.__slots__}) if upscale else None,
+        improved_sampling=None if r.improved_sampling_seed is None else True,
+        improved_sampling_seed=r.improved_sampling_seed,
+        outputs=None if is_plain else [given(**{name: getattr(one, name) for name in _SPEC}) for one in r.outputs],
+        webhook=wish.webhook,
+        keep_s=wish.keep_s,
+    )
+    wire = validate(NewJob, filled(body))
+    wanted = wanted_pictures(wire, r.num_frames)
+    return WireCall(
+        "/polyreel/v1/jobs",
+        body,
+        with_pictures(from_wire(wire, catalogue), wanted, [image.key for image in r.images]),
+    )
+
+
+#: Of a file that is to be made.
+_SPEC = ("format", "fps", "quality")
+
+
+def _said_pictures(wish: Wish) -> dict[str, Any]:
+    """Return the fields that bring the pictures. Any: JSON and blanks."""
+    said: dict[str, Any] = {}
+    for image, picture in zip(wish.request.images, wish.pictures, strict=True):
+        field = {0: "image", -1: "last_image"}.get(image.frame_index) if image.strength == 1 else None
+        if field:
+            said[field] = picture
+        else:
+            keyframe = given(frame_index=image.frame_index, strength=image.strength, image=picture)
+            said.setdefault("keyframes", []).append(keyframe)
+    return said
 
 
 def check_keep(keep_s: float | None, retention_s: float) -> float:

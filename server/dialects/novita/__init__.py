@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from polyreel.catalogue import Catalogue
 from polyreel.errors import InvalidRequest, QueueUnavailable
 from polyreel.keys import Caller
 from polyreel.records import StoredJob
@@ -30,6 +31,7 @@ from server.dialects.novita.submits import FirstFrame, Submit, TaskId
 from server.openapi import documents
 from server.pictures import MAX_BODY_BYTES
 from server.services import Services, services
+from server.snippets import WireCall, Wish
 from server.synchronous import wait_for_video
 
 router = APIRouter(prefix="/v3")
@@ -188,12 +190,28 @@ def _result(request: Request, shared: Services, stored: StoredJob, eta_s: int = 
     return result(stored, link, shared.settings.retention_s, settings_of(request), eta_s=eta_s)
 
 
+def snippet(wish: Wish, catalogue: Catalogue, settings: NovitaSettings) -> WireCall:
+    """Say a request in these words: as txt2video for models with a name of Novita's, else by their name in the path.
+
+    `wan-t2v` and `wan-i2v` fix frames and sizes, and `img2video` takes no prompt: none of them says what was asked.
+
+    Raises:
+        Unsayable, InvalidRequest: there are no words for it, or it is out of range here.
+    """
+    if catalogue[wish.request.model].names.get("novita"):
+        return txt2video.snippet(wish, catalogue, settings)
+    return provider.snippet(wish, catalogue)
+
+
 DIALECT = Dialect(
     name="novita",
     prefixes=("/v3/",),
     router=router,
     render_error=render_error,
     settings=NovitaSettings,
+    snippet=snippet,
+    title="Novita v3",
+    about="Submits under `/v3/async` answer with a task's id; `task-result` tells the rest.",
     check=check,
     webhook=webhook,
     example=Example(

@@ -5,9 +5,11 @@ Sources: novita.ai/docs "Text to Video" and "Webhook".
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
+
+from server.snippets import Wish, given
 
 
 class TestMode(BaseModel):
@@ -31,3 +33,15 @@ class Extra(BaseModel):
 
     response_video_type: Literal["mp4", "gif"] | None = None
     webhook: Webhook | None = None
+
+
+def extra_of(wish: Wish) -> dict[str, Any] | None:
+    """Return the extras that say a request, None for none. Any: JSON."""
+    kinds = [spec.format for spec in wish.request.outputs if spec.format in ("mp4", "gif")]
+    return (
+        given(
+            response_video_type=kinds[0] if kinds and kinds[0] != "mp4" else None,
+            webhook={"url": wish.webhook} if wish.webhook else None,
+        )
+        or None
+    )

@@ -15,6 +15,8 @@ from polyreel.catalogue import Catalogue
 from polyreel.entries import MIN_SIDE
 from polyreel.errors import UnknownRoute
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from server.body import validate
+from server.snippets import Unsayable, WireCall, Wish, filled, given
 from server.wire import Integer, Number, Prompts, check_length, check_limits, check_prompt, check_range, choose_seed
 
 _MOST_FPS = 120
@@ -109,3 +111,27 @@ def from_wire(wire: ProviderBody, model: str, catalogue: Catalogue) -> VideoRequ
         seed=choose_seed("seed", wire.seed),
         outputs=(OutputSpec("mp4", fps),),
     )
+
+
+def snippet(wish: Wish, catalogue: Catalogue) -> WireCall:
+    """Say a request in the words of Hugging Face's provider "novita", for models that have its names alone.
+
+    Raises:
+        Unsayable, InvalidRequest: there are no words for it, or it is out of range here.
+    """
+    r = wish.request
+    names = catalogue[r.model].names.get("huggingface")
+    if not names:
+        raise Unsayable(f"model: {r.model} has no name in this API (setting models.{r.model}.names.novita)")
+    body = given(
+        prompt=r.prompts[0].prompt,
+        negative_prompt=r.negative_prompt or None,
+        num_frames=r.num_frames,
+        height=r.height,
+        width=r.width,
+        fps=r.fps,
+        num_inference_steps=r.num_inference_steps,
+        guidance_scale=r.guidance_scale,
+        seed=wish.seed,
+    )
+    return WireCall(f"/v3/async/{names[0]}", body, from_wire(validate(ProviderBody, filled(body)), r.model, catalogue))

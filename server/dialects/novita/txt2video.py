@@ -10,10 +10,13 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyreel.catalogue import Catalogue
+from polyreel.entries import Adapter
 from polyreel.errors import InvalidRequest
 from polyreel.request import AdapterUse, OutputSpec, PromptSpan, VideoRequest
-from server.dialects.novita.extras import Extra
+from server.body import validate
+from server.dialects.novita.extras import Extra, extra_of
 from server.dialects.novita.settings import NovitaSettings
+from server.snippets import Unsayable, WireCall, Wish, filled, given
 from server.wire import Integer, Number, check_length, check_prompt, check_range, choose_seed
 
 _LONGEST_PROMPT = 1024  # characters, also of the negative one
@@ -108,6 +111,42 @@ def from_wire(wire: TextToVideo, catalogue: Catalogue, settings: NovitaSettings)
         closed_loop=bool(wire.closed_loop),
         outputs=(OutputSpec(extra.response_video_type or "mp4", settings.fps),),
     )
+
+
+def snippet(wish: Wish, catalogue: Catalogue, settings: NovitaSettings) -> WireCall:
+    """Say a request in these words.
+
+    Raises:
+        Unsayable, InvalidRequest: there are no words for it, or it is out of range here.
+    """
+    r = wish.request
+    loras = [given(model_name=_called(catalogue.loras[use.name], use.name), strength=use.strength) for use in r.loras]
+    embeddings = [{"model_name": _called(catalogue.embeddings[name], name)} for name in r.embeddings]
+    body = given(
+        model_name=wish.name_in(catalogue, "novita"),
+        prompts=[{"frames": span.num_frames, "prompt": span.prompt} for span in r.prompts],
+        negative_prompt=r.negative_prompt or None,
+        height=r.height,
+        width=r.width,
+        steps=r.num_inference_steps,
+        guidance_scale=r.guidance_scale,
+        seed=wish.seed,
+        loras=loras or None,
+        embeddings=embeddings or None,
+        closed_loop=r.closed_loop or None,
+        clip_skip=r.clip_skip,
+        extra=extra_of(wish),
+    )
+    means = from_wire(validate(TextToVideo, filled(body)), catalogue, settings)
+    return WireCall("/v3/async/txt2video", body, means)
+
+
+def _called(adapter: Adapter, name: str) -> str:
+    """Return the name by which clients call an adapter."""
+    names = adapter.names.get("novita")
+    if not names:
+        raise Unsayable(f"{name} has no name in this API")
+    return names[0]
 
 
 def _loras(loras: list[Lora], catalogue: Catalogue, model: str) -> tuple[AdapterUse, ...]:

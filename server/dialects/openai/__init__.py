@@ -11,7 +11,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.dialects import Dialect, Example
-from server.dialects.openai.creation import OpenAISettings, check
+from server.dialects.openai.creation import OpenAISettings, check, snippet
 from server.dialects.openai.errors import render_error
 from server.dialects.openai.models import router as models_router
 from server.dialects.openai.videos import router as videos_router
@@ -26,6 +26,9 @@ DIALECT = Dialect(
     router=router,
     render_error=render_error,
     settings=OpenAISettings,
+    snippet=snippet,
+    title="OpenAI Videos",
+    about="`/v1/videos` as OpenAI's clients know it: create, poll, download, list, remix, delete.",
     check=check,
     example=Example(
         title="answers with a video's id",

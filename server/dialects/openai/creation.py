@@ -11,6 +11,8 @@ from polyreel.catalogue import Catalogue
 from polyreel.entries import MIN_SIDE, ServedModel
 from polyreel.errors import ConfigurationError, InvalidRequest, UnknownModel, did_you_mean
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from server.body import validate
+from server.snippets import Blank, WireCall, Wish, filled, given
 from server.wire import MAX_PROMPT, Integer, Number, check_length, check_limits, check_prompt, check_range, choose_seed
 
 _SIZE = re.compile(r"(?P<width>\d{1,5})x(?P<height>\d{1,5})")
@@ -103,6 +105,31 @@ def from_wire(wire: CreateVideo, catalogue: Catalogue, settings: OpenAISettings)
         seed=choose_seed("seed", wire.seed),
         outputs=outputs(values["fps"]),
     )
+
+
+def snippet(wish: Wish, catalogue: Catalogue, settings: OpenAISettings) -> WireCall:
+    """Say a request in these words.
+
+    Raises:
+        InvalidRequest: it is out of range here.
+    """
+    r, picture = wish.request, wish.first_frame
+    if isinstance(picture, Blank):
+        picture = Blank(picture.name, "data:image/png;base64,")
+    body = given(
+        model=next(iter(catalogue[r.model].names.get("openai", ())), r.model),
+        prompt=r.prompts[0].prompt,
+        seconds=_brief(r.num_frames / r.fps),
+        size=f"{r.width}x{r.height}",
+        fps=r.fps,
+        num_inference_steps=r.num_inference_steps,
+        guidance_scale=r.guidance_scale,
+        negative_prompt=r.negative_prompt or None,
+        seed=wish.seed,
+        input_reference={"image_url": picture} if picture else None,
+    )
+    means = from_wire(validate(CreateVideo, filled(body)), catalogue, settings)
+    return WireCall("/v1/videos", body, wish.with_first_frame(means))
 
 
 def outputs(fps: float) -> tuple[OutputSpec, ...]:

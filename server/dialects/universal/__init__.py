@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from server.dialects import Dialect, Example
 from server.dialects.universal.errors import render_error
+from server.dialects.universal.request import snippet
 from server.dialects.universal.routes import answer, router
 from server.dialects.universal.settings import UniversalSettings, check
 
@@ -18,6 +19,9 @@ DIALECT = Dialect(
     router=router,
     render_error=render_error,
     settings=UniversalSettings,
+    snippet=snippet,
+    title="Hugging Face universal handler",
+    about="`POST /` answers with gif, webm or zip in base64, as a video handler of an Inference Endpoint does.",
     check=check,
     answer=answer,
     example=Example(

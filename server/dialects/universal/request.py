@@ -11,6 +11,9 @@ from polyreel.catalogue import Catalogue
 from polyreel.entries import MIN_SIDE
 from polyreel.errors import InvalidRequest
 from polyreel.request import OutputSpec, PromptSpan, VideoRequest
+from server.body import validate
+from server.dialects.universal.settings import UniversalSettings, endpoint_model
+from server.snippets import Unsayable, WireCall, Wish, filled, given
 from server.wire import Integer, Number, Prompts, check_length, check_limits, check_prompt, check_range, choose_seed
 
 _FORMATS = ("gif", "webm", "zip")
@@ -112,6 +115,41 @@ def from_wire(wire: UniversalBody, model: str, catalogue: Catalogue) -> VideoReq
         seed=choose_seed("inputs.seed", given.seed),
         outputs=_outputs(given, values["fps"]),
     )
+
+
+def snippet(wish: Wish, catalogue: Catalogue, settings: UniversalSettings) -> WireCall:
+    """Say a request in these words; of other formats than the endpoint has, it makes a gif.
+
+    Raises:
+        Unsayable, InvalidRequest: there are no words for it, or it is out of range here.
+    """
+    r = wish.request
+    if not catalogue.public_names("universal") or endpoint_model(catalogue, settings) != r.model:
+        raise Unsayable(
+            f"model: this endpoint has one, which is not {r.model} (setting dialects.universal.endpoint_model)"
+        )
+    specs = {spec.format: spec for spec in r.outputs if spec.format in _FORMATS}
+    own = {name: specs[name].fps for name in ("gif", "webm") if name in specs and specs[name].fps != r.fps}
+    webm = given(fps=own.get("webm"), quality=specs["webm"].quality) if "webm" in specs else None
+    body = {
+        "inputs": given(
+            prompt=r.prompts[0].prompt,
+            image=wish.first_frame,
+            negative_prompt=r.negative_prompt or None,
+            num_frames=r.num_frames,
+            fps=r.fps,
+            height=r.height,
+            width=r.width,
+            seed=wish.seed,
+            num_inference_steps=r.num_inference_steps,
+            guidance_scale=r.guidance_scale,
+            outputs=list(specs) or ["gif"],
+            gif=given(fps=own["gif"]) if "gif" in own else None,
+            webm=webm,
+        )
+    }
+    means = from_wire(validate(UniversalBody, filled(body)), r.model, catalogue)
+    return WireCall("/", body, wish.with_first_frame(means))
 
 
 def _check_multiple(field: str, pixels: int) -> None:
