@@ -27,6 +27,7 @@ from polyreel.records import Records, StoredJob, connect
 from polyreel.settings import Settings
 from polyreel.storage.local import LocalStorage
 from server.app import create_app
+from tests.seaweed import Seaweed, seaweed
 
 #: Two owners of the servers under test.
 KEY, OTHER_KEY = "alice-key-0123456789", "bob-key-0123456789ab"
@@ -47,6 +48,13 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]
     broker = start_embedded(tmp_path_factory.mktemp("valkey"))
     yield broker
     broker.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A real S3 server with one bucket; a test takes a prefix of its own."""
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
 
 
 @pytest.fixture

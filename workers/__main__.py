@@ -138,7 +138,7 @@ def _work(options: argparse.Namespace) -> int:
         about,
     )
     scratch = settings.state_dir / "scratch"
-    storage = connect_storage(settings.storage_url)
+    storage = connect_storage(settings.storage_url, settings.s3)
     batch_sizes = BatchSizes.load(settings.state_dir / "batches.json", settings.catalogue, device_name(device))
     reports = Records(connect(url, patient=False), settings.retention_s, settings.lease_s)
     runner = JobRunner(

@@ -80,3 +80,9 @@ class Format(Protocol):
 def formats() -> dict[str, Format]:
     """Return every output format by name."""
     return discover("polyreel.formats", "FORMAT")
+
+
+def media_type_of(name: str) -> str:
+    """Return the Content-Type of a file by the extension of its name, that of unknown bytes for any other."""
+    extension = name.rpartition(".")[2]
+    return next((f.media_type for f in formats().values() if f.extension == extension), "application/octet-stream")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import shutil
 import stat
 import uuid
@@ -14,22 +14,13 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from polyreel.errors import ConfigurationError, StorageFailed
-from polyreel.storage import Storage, check_key
+from polyreel.errors import ConfigurationError, StorageAway, StorageFailed, StorageFull
+from polyreel.settings import S3
+from polyreel.storage import FOLDERS, Storage, check_key, is_ours
 
-#: What `put` makes under `polyreel.job.new_job`'s keys: a folder per job, the files called after it, and their drafts.
-_RESULTS = (
-    r"out/(?P<id>[0-9a-f-]+)"
-    r"(/(\d+/)?(?P=id)\.[a-z0-9]+|/(\d+/)?\.(?P=id)\.[a-z0-9]+\.[0-9a-f]{32}\.part|/\d+)?"
-)
-
-#: And under the keys of snapshots: a folder per job, a file per attempt, and their drafts.
-_SNAPSHOTS = r"run/[0-9a-f-]+(/[0-9]+|/\.[0-9]+\.[0-9a-f]{32}\.part)?"
-
-#: And under those of pictures, which are called after their digest.
-_PICTURES = r"in/([0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{32}\.part)"
-
-_OURS = re.compile(f"{_RESULTS}|{_SNAPSHOTS}|{_PICTURES}")
+#: What the system calls a storage that is full, and one that may be back later: a mounted volume whose server is away.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_AWAY = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class LocalStorage:
         except OSError as err:
             with suppress(OSError):
                 part.unlink()
-            raise StorageFailed(f"The result could not be stored: {err.strerror}.") from err
+            raise _failure("The result could not be stored", err) from err
 
     def size(self, key: str) -> int | None:
         """Return bytes, or None when there is no such file."""
@@ -96,7 +87,7 @@ class LocalStorage:
         removed = 0
         root = self.path(folder)
         for path in sorted(root.rglob("*"), reverse=True):  # what lies in a folder before the folder
-            if _OURS.fullmatch(path.relative_to(self.folder).as_posix()):
+            if is_ours(path.relative_to(self.folder).as_posix()):
                 with suppress(OSError):  # another process removes too, or writes a newer file there
                     if path.is_dir() and not path.is_symlink():
                         path.rmdir()
@@ -112,8 +103,8 @@ class LocalStorage:
         found = []
         for path in (self.folder / folder).glob("*"):
             with suppress(OSError):  # another process has removed it meanwhile
-                is_ours = path.is_dir() and _OURS.fullmatch(path.relative_to(self.folder).as_posix())
-                if is_ours and max(inner.lstat().st_mtime for inner in (path, *path.rglob("*"))) < before:
+                is_jobs = path.is_dir() and is_ours(path.relative_to(self.folder).as_posix())
+                if is_jobs and max(inner.lstat().st_mtime for inner in (path, *path.rglob("*"))) < before:
                     found.append(path.name)
         return found
 
@@ -136,15 +127,46 @@ class LocalStorage:
         are read first: removing a file makes its folder young.
         """
         old = []
-        for path in chain.from_iterable((self.folder / name).rglob("*") for name in ("in", "out", "run")):
+        for path in chain.from_iterable((self.folder / name).rglob("*") for name in FOLDERS):
             with suppress(OSError):
-                if _OURS.fullmatch(path.relative_to(self.folder).as_posix()) and path.lstat().st_mtime < before:
+                if is_ours(path.relative_to(self.folder).as_posix()) and path.lstat().st_mtime < before:
                     old.append(path)
         return sorted(old, reverse=True)
 
     def url(self, key: str, expires_at: float) -> str | None:
         """Return None: a disk has no web server, our `/files` route serves it."""
         return None
+
+    def free_bytes(self) -> int | None:
+        """Return what the file system has left for us."""
+        try:
+            return shutil.disk_usage(self.folder).free
+        except OSError as err:
+            raise StorageAway(f"storage: the folder cannot be asked for its space: {err.strerror}.") from err
+
+    def check(self) -> None:
+        """Write, read back and remove a file beside the results."""
+        probe = self.folder / f".probe-{uuid.uuid4().hex}"
+        content = probe.name.encode()
+        try:
+            try:
+                with probe.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                read = probe.read_bytes()
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError as err:
+            raise _failure("storage: the folder of the results cannot be written", err) from err
+        if read != content:
+            raise StorageAway("storage: the folder of the results gives back something else than was written.")
+
+
+def _failure(what: str, err: OSError) -> StorageFailed:
+    """Return an error of the system as ours."""
+    kind = StorageFull if err.errno in _FULL else StorageAway if err.errno in _AWAY else StorageFailed
+    return kind(f"{what}: {err.strerror}.")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -159,7 +181,7 @@ def _sync_folder(folder: Path) -> None:
 class _LocalKind:
     name = "file"
 
-    def connect(self, url: str) -> Storage:
+    def connect(self, url: str, s3: S3) -> Storage:
         parts = urlsplit(url)
         folder = Path(unquote(parts.path))
         if parts.netloc or not folder.is_absolute():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from polyreel.errors import StorageFailed
+from polyreel.settings import S3
 from polyreel.storage import Storage, check_key
 
 
@@ -70,11 +71,18 @@ class MemoryStorage:
         """Return None: our `/files` route serves it."""
         return None
 
+    def free_bytes(self) -> int | None:
+        """Return None: nobody knows."""
+        return None
+
+    def check(self) -> None:
+        """Do nothing: a dictionary is never away."""
+
 
 class _MemoryKind:
     name = "memory"
 
-    def connect(self, url: str) -> Storage:
+    def connect(self, url: str, s3: S3) -> Storage:
         return MemoryStorage()
 
 

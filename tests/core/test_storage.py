@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from polyreel.errors import ConfigurationError, StorageFailed
 from polyreel.storage import Storage, connect_storage, storage_kinds
 from polyreel.storage.local import LocalStorage
+from tests.seaweed import Seaweed
 
 KEY = "out/7b1e/7b1e.mp4"
 
@@ -21,7 +24,24 @@ URLS = {"file": "file://{folder}/stored"}
 
 @pytest.fixture(params=sorted(storage_kinds()))
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        server: Seaweed = request.getfixturevalue("s3_server")
+        return server.storage(f"contract/{uuid.uuid4().hex}")
     return connect_storage(URLS.get(request.param, f"{request.param}:").format(folder=tmp_path))
+
+
+@pytest.fixture
+def tick(request: pytest.FixtureRequest) -> Callable[[], float]:
+    """Return a function that lets time pass, and returns a moment between what was stored before and after."""
+
+    def tick() -> float:
+        time.sleep(0.05)
+        between = time.time()
+        # S3 tells whole seconds, rounded down.
+        time.sleep(1.05 - between % 1 if request.node.callspec.params["storage"] == "s3" else 0.05)
+        return between
+
+    return tick
 
 
 @pytest.fixture
@@ -62,6 +82,26 @@ def test_an_open_file_is_seekable(storage: Storage, source) -> None:
         assert file.read(3) == b"456"
 
 
+def test_an_open_file_is_read_from_its_end_and_in_pieces(storage: Storage, source) -> None:
+    content = bytes(range(256)) * 24_000  # more than one request of S3 carries
+    storage.put(source(content), KEY)
+    with storage.open(KEY) as file:
+        assert file.seek(-3, os.SEEK_END) == 6_143_997
+        assert file.read() == b"\xfd\xfe\xff"
+        assert file.read(1) == b""
+        file.seek(0)
+        pieces = list(iter(lambda: file.read(1_000_000), b""))
+    assert b"".join(pieces) == content
+    assert read(storage) == content
+
+
+def test_what_can_be_stored_is_told_and_tried(storage: Storage) -> None:
+    free = storage.free_bytes()
+    assert free is None or free > 0
+    storage.check()
+    assert storage.sweep(time.time() + 60) == 0, "the trial leaves nothing behind"
+
+
 def test_an_empty_file_is_a_file(storage: Storage, source) -> None:
     storage.put(source(b""), KEY)
     assert storage.size(KEY) == 0
@@ -88,10 +128,9 @@ def test_a_deleted_file_is_gone_and_deleting_again_is_nothing(storage: Storage, 
     assert storage.size(KEY) is None
 
 
-def test_a_sweep_removes_what_is_old_and_nothing_else(storage: Storage, source) -> None:
+def test_a_sweep_removes_what_is_old_and_nothing_else(storage: Storage, source, tick) -> None:
     storage.put(source(b"old"), KEY)
-    between = time.time() + 0.05
-    time.sleep(0.1)
+    between = tick()
     storage.put(source(b"new"), "out/9d2f/9d2f.mp4")
     assert storage.sweep(between) == 1
     assert storage.size(KEY) is None
@@ -115,13 +154,11 @@ def test_no_folder_but_a_jobs_is_removed(storage: Storage, source, folder: str) 
     assert storage.size(KEY) == 9
 
 
-def test_folders_are_told_in_which_nothing_was_stored_lately(storage: Storage, source) -> None:
+def test_folders_are_told_in_which_nothing_was_stored_lately(storage: Storage, source, tick) -> None:
     storage.put(source(b"old"), "out/aaaa/1/aaaa.mp4")
     storage.put(source(b"old"), "out/bbbb/bbbb.mp4")
     storage.put(source(b"old"), "run/cccc/1")
-    time.sleep(0.05)
-    between = time.time()
-    time.sleep(0.05)
+    between = tick()
     storage.put(source(b"new"), "out/bbbb/2/bbbb.mp4")
     assert storage.folders("out", between) == ["aaaa"]
     assert storage.folders("run", between) == ["cccc"]
@@ -201,7 +238,7 @@ def test_a_key_that_we_do_not_make_is_refused_everywhere(storage: Storage, sourc
         ("results", "storage: a URL without a scheme is not a storage."),
         ("", "storage: a URL without a scheme is not a storage."),
         ("fil:///results", "storage: fil is not a storage. Did you mean file?"),
-        ("gopher://host/results", "storage: gopher is not a storage. Known: file:, memory:"),
+        ("gopher://host/results", "storage: gopher is not a storage. Known: file:, memory:, s3:"),
         ("file://results", "must name an absolute folder: file:///var/lib/polyreel/results."),
         ("file:results", "must name an absolute folder"),
         ("file:./results", "must name an absolute folder"),
