@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.docs.errors_tables import answers_table, causes_table, envelopes, jobs_table
+from tests.docs.examples_table import EXAMPLES
+from tests.docs.examples_table import table as examples_table
 from tests.docs.index import DOCS, ROOT, index
 from tests.docs.models_table import table as models_table
 from tests.docs.settings_tables import dialects_table, entries_tables, settings_tables
@@ -27,6 +29,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "answers": answers_table,
     "envelopes": envelopes,
     "jobs": jobs_table,
+    "examples": examples_table,
 }
 
 _PART = re.compile(r"<!-- make docs: (\w+) -->\n(.*?)<!-- end of \1 -->", re.DOTALL)
@@ -49,7 +52,7 @@ def rewritten(page: Path) -> str:
 
 def main() -> int:
     """Rewrite what is stale, naming it; the index last, as it quotes the other pages."""
-    for page in sorted(DOCS.rglob("*.md"), key=lambda page: page == DOCS / "README.md"):
+    for page in sorted([*DOCS.rglob("*.md"), EXAMPLES / "README.md"], key=lambda page: page == DOCS / "README.md"):
         text = rewritten(page)
         if text != page.read_text("utf-8"):
             page.write_text(text, "utf-8")

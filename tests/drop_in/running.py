@@ -58,7 +58,7 @@ def run_node(script: str, packages: list[str], *arguments: str) -> Any:
         packages: what it imports, as npm names them with their version: "novita-sdk@3.1.3".
         arguments: begin at `process.argv[2]`.
     """
-    folder = _installed(packages)
+    folder = npm_folder(packages)
     module = folder / f"script-{os.getpid()}.mjs"
     module.write_text(script)
     try:
@@ -71,10 +71,10 @@ def php() -> list[str]:
     """Return the beginning of a command that runs a PHP file: the system's PHP, or the one that npm has for Node."""
     if shutil.which("php"):
         return ["php"]
-    return [str(_installed(["@php-wasm/cli@3.1.56"]) / "node_modules" / ".bin" / "php-wasm-cli")]
+    return [str(npm_folder(["@php-wasm/cli@3.1.56"]) / "node_modules" / ".bin" / "php-wasm-cli")]
 
 
-def _installed(packages: list[str]) -> Path:
+def npm_folder(packages: list[str]) -> Path:
     """Return a folder in which Node finds the packages; a laptop without npm skips the test, CI fails."""
     if not (shutil.which("node") and shutil.which("npm")):
         if os.environ.get("CI"):
