@@ -22,6 +22,8 @@
     polyreel:seconds:shapes   hash, `polyreel.durations.seconds_key` to the moving mean of its seconds, loading left out
     polyreel:rates            hash, model name to the moving mean of its `polyreel.admission.Rates`, JSON
     polyreel:counts           hash of counters, see `polyreel.metrics`
+    polyreel:series           hash of counters by labels, likewise
+    polyreel:counted:{once}   that something was counted which nobody may count twice, for minutes
 
 Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a write that carries an older fence
 comes from a worker that was given up, and is refused), `execution` names the claim in RQ's registries, `ended_by` the
@@ -37,6 +39,7 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -52,6 +55,7 @@ from polyreel.durations import NEWEST, towards
 from polyreel.errors import KeyReused, QueueUnavailable, TooManyJobs
 from polyreel.job import MAX_ATTEMPTS, SCHEMA, JobStatus, VideoJob
 from polyreel.limits import Usage, limit_reached
+from polyreel.metrics import Metric
 from polyreel.rq_entry import entry_fields, iso_now
 from polyreel.scripts import arguments, exception_text, script
 from polyreel.terms import IDEMPOTENCY_S, WEIGHTS, Terms
@@ -62,6 +66,9 @@ SHAPES = "polyreel:seconds:shapes"
 RATES = "polyreel:rates"
 RESIDENTS = "polyreel:residents"
 WORKER_PREFIX = "polyreel:worker:"
+
+#: For how long a call that counts may be repeated, seconds: longer than `patient_retry` goes on.
+_COUNTED_S = 600
 
 #: How many shapes' seconds are kept.
 _MOST_SHAPES = 5000
@@ -192,6 +199,7 @@ class Records:
         self._cancel = script(client, "cancel")
         self._delete = script(client, "delete")
         self._usage = script(client, "usage")
+        self._count = script(client, "count")
 
     def create(
         self,
@@ -366,6 +374,15 @@ class Records:
             running=int(running),
             resets_in_s=math.ceil(float(left_s)),
         )
+
+    def count(self, metric: Metric, *labels: str) -> None:
+        """Raise a counter by one, also when the reply is lost and the call is repeated.
+
+        Args:
+            labels: in the order of `metric.labels`.
+        """
+        terms = {"series": [metric.series, *labels], "once": uuid.uuid4().hex, "for_s": _COUNTED_S}
+        self._count(args=arguments(terms))
 
     def _terms(self, error: str = "") -> dict[str, Any]:
         return ending_terms(self.retention_s, error) | {"lease_s": self.lease_s}

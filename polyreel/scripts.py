@@ -16,6 +16,7 @@ import redis
 from redis.commands.core import Script
 
 from polyreel.job import JobStatus
+from polyreel.metrics import METRICS, STAGES, buckets_of
 
 #: RQ's own names, which its tools (`rq info`, registries, dashboards) read. They are internals of RQ, so its version is
 #: pinned, and tests/core/test_rq_keys.py asserts each through RQ's own classes.
@@ -38,7 +39,7 @@ _RQ_ENDS = {
     "cancelled": ("canceled", "rq:canceled:", None, 3600),
 }
 
-_SHARED = ("accounts", "common")
+_SHARED = ("accounts", "series", "common")
 
 
 @cache
@@ -49,6 +50,9 @@ def _prelude() -> str:
         f"{name}={{status='{status}', registry='{registry}', type={kind or 'nil'}, ttl={ttl}}}"
         for name, (status, registry, kind, ttl) in _RQ_ENDS.items()
     )
+    buckets = ", ".join(f"{series}={{{', '.join(map(str, bounds))}}}" for series, bounds in buckets_of(METRICS).items())
+    stages = ", ".join(json.dumps(stage) for stage in STAGES)
+    names += f"\nlocal BUCKETS, STAGES = {{{buckets}}}, {{{stages}}}"
     shared = "\n".join((files("polyreel") / "lua" / f"{name}.lua").read_text("utf-8") for name in _SHARED)
     return f"local RANK = {{{ranks}}}\n{names}\nlocal RQ_ENDS = {{{ends}}}\n{shared}\n"
 

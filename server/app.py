@@ -46,6 +46,7 @@ from server.openapi import add_schemes
 from server.published import Published
 from server.reader import connect_reader
 from server.services import Services
+from server.storage_watch import StorageWatch
 from server.waiters import Waiters
 from server.waiting import Waiting
 
@@ -126,6 +127,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
             ],
         )
     app.state.http_metrics = HttpMetrics()
+    app.state.storage_watch = StorageWatch(shared.storage)
     app.add_middleware(Edge, http_metrics=app.state.http_metrics)  # last, so around the others
     app.include_router(health.router)
     app.include_router(files.router)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 
 import structlog
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyreel.errors import PolyreelError, RequestTooSlow
 from server import replays
 from server.gate import budget
+from server.http_metrics import HttpMetrics
 
 log = structlog.get_logger()
 
@@ -27,8 +29,9 @@ _NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9-]+")
 class Edge:
     """ASGI middleware. Logs neither query (links are signed there) nor headers, nor anything of the body."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, http_metrics: HttpMetrics) -> None:
         self.app = app
+        self._http_metrics = http_metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -37,12 +40,12 @@ class Edge:
             return
         state = scope.setdefault("state", {})
         state["request_id"] = request_id(Headers(scope=scope).get("x-request-id", ""))
-        status = 0
+        status, began, seconds = 0, time.monotonic(), 0.0
 
         async def watched(message: Message) -> None:
-            nonlocal status
+            nonlocal status, seconds
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, seconds = message["status"], time.monotonic() - began
                 headers = MutableHeaders(scope=message)
                 mark(headers, state["request_id"])
                 if replay.is_replayed and status < 400:
@@ -56,6 +59,7 @@ class Edge:
                 with budget(), replays.noted() as replay:
                     await self.app(scope, receive, watched)
             finally:
+                self._http_metrics.note(scope, status, seconds or time.monotonic() - began)
                 code = state.get("refusal", "")
                 if code or status >= 400:
                     say = log.warning if status >= 500 else log.info

@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from polyreel.errors import QueueUnavailable, UnknownJob
 from polyreel.job import JobStatus
+from polyreel.metrics import CACHE_HITS
 from polyreel.records import StoredJob
 from polyreel.request import VideoRequest
 from server.services import Services
@@ -65,6 +66,8 @@ class ResultCache:
             if job_id:
                 stored = await self._usable(job_id)
                 if stored is not None:
+                    with suppress(QueueUnavailable):  # a video is worth more than its count
+                        await self.shared.gate.in_thread(self.shared.queue.records.count, CACHE_HITS)
                     return stored
                 # Two callers may both come here; then both submit, which costs a run and harms nobody.
                 async with self.shared.gate.asking():

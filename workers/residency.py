@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Residency:
     Attributes:
         pinned: the models that stay loaded; replaced as a whole, never changed, because the heartbeat reads it from its
             thread.
+        on_load: called with the name of every model that has been loaded.
 
     Raises:
         ConfigurationError: an entry names a family that does not exist, or the pinned ones leave no room for others.
@@ -65,6 +67,7 @@ class Residency:
                     f"models.{name}.family: {entry.family!r} is not a family.{did_you_mean(entry.family, families())} "
                     f"Families: {', '.join(families())}."
                 )
+        self.on_load: Callable[[str], None] = lambda name: None
         self.pinned: frozenset[str] = frozenset()
         self._pin(frozenset(name for name, entry in catalogue.models.items() if entry.pinned))
 
@@ -199,6 +202,7 @@ class Residency:
         if self._lora_bytes is not None:
             model.adapters.budget_bytes = self._lora_bytes
         self._transient[name] = transient
+        self.on_load(name)
         log.info(
             "model loaded",
             model=name,

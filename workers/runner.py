@@ -20,6 +20,7 @@ from polyreel.durations import seconds_key
 from polyreel.errors import Cancelled, QueueUnavailable
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim, Wishes
+from polyreel.metrics import LOADS
 from polyreel.policy import Judge, pass_request
 from polyreel.queue import Queue
 from polyreel.records import Records, redis_errors
@@ -97,6 +98,7 @@ class JobRunner:
         self.queue = queue
         self.records = queue.records
         self.residency = residency
+        residency.on_load = self._count_load
         self.worker = worker
         self.keeping = keeping
         self.preparer = Preparer(residency.catalogue, storage, residency.checkpoints)
@@ -128,6 +130,10 @@ class JobRunner:
     def held_s(self) -> float:
         """Seconds since this worker last loaded a model."""
         return time.monotonic() - self._loaded_at
+
+    def _count_load(self, model: str) -> None:
+        with suppress(QueueUnavailable), redis_errors():  # a model in memory is worth more than its count
+            self._reports.count(LOADS, model)
 
     def jobs(self) -> list[str]:
         """Return the ids of all jobs that this worker has: in the pipeline, or with their files in the making."""

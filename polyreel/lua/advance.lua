@@ -15,6 +15,10 @@ local function advance(id, fence)
     if r[2] == '1' and not retake(id, r[6], terms.worker, r[7], t, terms.lease_s) then return 0 end
   end
   for i = 1, #fields, 2 do
+    if fields[i] == 'step' then -- the first report of an attempt says where it begins
+      local done = tonumber(fields[i + 1]) - tonumber(redis.call('HGET', key, 'step') or '0')
+      if done > 0 then count_series(done, 'steps', r[6]) end
+    end
     if fields[i] ~= 'progress' or tonumber(fields[i + 1]) > tonumber(r[4]) then
       redis.call('HSET', key, fields[i], fields[i + 1])
     end

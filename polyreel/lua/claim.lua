@@ -131,6 +131,9 @@ for i, id in ipairs(ids) do
   local key, execution = job_key(id), terms.claim .. '-' .. i
   if i == 1 then take_turn(id, model) else leave_line(id, model) end
   local fence = redis.call('HINCRBY', key, 'fence', 1)
+  if fence == 1 then
+    observe('wait', math.max(0, t - (tonumber(redis.call('HGET', key, 'created_at') or '') or t)), model)
+  end
   redis.call('HINCRBY', key, 'attempts', 1)
   redis.call('HSET', key, 'claimable', 0, 'worker', terms.worker, 'started_at', seconds(t), 'execution', execution,
     'finishing', 0, 'charged_to', seconds(t), 'sharing', #ids)
@@ -143,6 +146,7 @@ for i, id in ipairs(ids) do
   jobs[#jobs + 1] = id
   jobs[#jobs + 1] = tostring(fence)
 end
+observe('batch', #ids, model)
 redis.call('HSET', mine, 'claim', terms.claim, 'jobs', cjson.encode(jobs))
 redis.call('EXPIRE', mine, 300)
 return jobs

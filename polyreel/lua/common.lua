@@ -210,6 +210,7 @@ local function finish(id, status, fence, t, retention_s, rq)
     end
   end
   redis.call('HINCRBY', 'polyreel:counts', status, 1)
+  count_end(id, status)
   if r[6] and r[6] ~= '' then await_delivery(id, receiver_of(r[6]), t) end
   if redis.call('EXISTS', RQ_JOB .. id) == 1 then
     local how = RQ_ENDS[status]

@@ -77,7 +77,6 @@ ROUTES: dict[str, tuple[str, str, dict[str, Any] | None, dict[str, Any]]] = {
     "native cancel": ("POST", "/polyreel/v1/jobs/{id}/cancel", None, {"status": 503, "code": "queue_unavailable"}),
     "file": ("GET", "{file}", None, {"error": "The queue does not answer right now. Try again in a few seconds."}),
     "ready": ("GET", "/ready", None, {"ready": False}),
-    "metrics": ("GET", "/metrics", None, {"ok": False}),
 }
 
 
@@ -138,6 +137,16 @@ async def test_while_redis_hangs_every_answer_is_a_503_within_three_seconds(
     for answer, took_s, route in answers:
         assert_refused(answer, ROUTES[route])
         assert took_s < 3.0 + slack_s, route
+
+
+async def test_metrics_say_that_redis_is_away_and_go_on_with_the_rest(api: Api, broker: EmbeddedBroker) -> None:
+    assert "polyreel_redis_up 1.0" in (await api.http.get("/metrics")).text
+    os.kill(broker.process.pid, signal.SIGSTOP)
+    answer = await api.http.get("/metrics")
+    assert answer.status_code == 200
+    assert "polyreel_redis_up 0.0" in answer.text
+    assert 'polyreel_http_requests_total{method="GET",route="/metrics",status="200"} 1.0' in answer.text
+    assert "polyreel_jobs_submitted" not in answer.text
 
 
 async def test_when_redis_goes_on_so_does_everything(api: Api, broker: EmbeddedBroker) -> None:
