@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ KEPT = 10_000
 
 #: Longest part of an actor, a subject or a detail that is kept, characters.
 _LONGEST = 200
+
+_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +151,8 @@ def entries(client: redis.Redis, limit: int, before: str = "") -> list[Entry]:
     Raises:
         InvalidRequest: `before` is no id of an entry.
     """
-    parts = before.split("-")
-    if before and not (len(parts) == 2 and all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts)):
-        raise InvalidRequest(
-            f"before must be the id of an entry, such as 1764028800000-0, got {before[:40]!r}", "before"
-        )
+    if before and not _ID.fullmatch(before):
+        raise InvalidRequest(f"before must be an entry's id, such as 1764028800000-0, got {before[:40]!r}", "before")
     found: Any = client.xrevrange(AUDIT, max=f"({before}" if before else "+", count=limit)  # Any: redis-py's loose type
     return [_entry(str(name), fields) for name, fields in found]
 

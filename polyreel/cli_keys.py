@@ -1,7 +1,7 @@
 """The commands `polyreel keys …`: make, list, revoke and rotate the API keys in Redis.
 
-They use the Redis that REDIS_URL names, else the embedded queue of the state folder: of the `polyreel up` that runs
-there, or started for the moment. What a script wants stands on the standard output, the words for people beside it.
+What a script wants stands on the standard output, the words for people beside it. Each change is noted in the audit
+log (`polyreel.audit`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polyreel.broker import queue_of
-from polyreel.errors import ConfigurationError, QueueUnavailable, did_you_mean
+from polyreel.audit import command_line
+from polyreel.cli_queue import opened
+from polyreel.errors import ConfigurationError, did_you_mean
 from polyreel.key_store import KeyStore, StoredKey, pepper_of
 from polyreel.keys import Scope
 from polyreel.limits import KeyLimits
 from polyreel.profiles import load_settings
-from polyreel.records import connect
 from polyreel.settings import Settings
 
 keys_app = typer.Typer(help="Make and end API keys.", no_args_is_help=True)
@@ -48,13 +48,23 @@ def create(
     gpu_seconds_per_day: Annotated[float | None, typer.Option(min=1, help="Seconds of a GPU in a day of UTC.")] = None,
     models: Annotated[str | None, typer.Option(help="Catalogue names that it may use; default: all.")] = None,
     expires: Annotated[str | None, typer.Option(help="How long it is good: 30d, 12h; default: for ever.")] = None,
+    retention: Annotated[
+        str | None, typer.Option(help="How long its ended jobs are kept: 1d, 2h; default: as long as the server's.")
+    ] = None,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key. Its text is shown this once; only a hash of it is kept."""
     settings = load_settings(config, state_dir=state_dir).settings
-    limits = KeyLimits(requests_per_minute, max_queued, max_running, gpu_seconds_per_day, _models(models, settings))
+    limits = KeyLimits(
+        requests_per_minute,
+        max_queued,
+        max_running,
+        gpu_seconds_per_day,
+        _models(models, settings),
+        None if retention is None else _seconds("--retention", retention),
+    )
     wanted = _scopes(scopes)
     lasts_s = None if expires is None else _seconds("--expires", expires)
     with _store(settings) as store:
@@ -113,17 +123,10 @@ def _store(settings: Settings) -> Iterator[KeyStore]:
     """Give the keys of the settings' Redis.
 
     Raises:
-        ConfigurationError: there is no queue, or it does not answer.
+        ConfigurationError: there is no queue, or it does not answer; or the pepper of its keys is not known here.
     """
-    try:
-        if settings.redis_url is not None:
-            with connect(settings.redis_url.get_secret_value(), patient=False) as client:
-                yield KeyStore(client, pepper_of(settings))
-        else:
-            with queue_of(settings.state_dir) as url, connect(url, patient=False) as client:
-                yield KeyStore(client, pepper_of(settings))
-    except QueueUnavailable as err:
-        raise ConfigurationError(f"redis_url: {err}") from err
+    with opened(settings) as (client, with_url):
+        yield KeyStore(client, pepper_of(with_url), command_line())
 
 
 def _show_made(text: str, key: StoredKey, as_json: bool) -> None:
@@ -170,7 +173,7 @@ def _models(text: str | None, settings: Settings) -> tuple[str, ...]:
 
 def _seconds(flag: str, text: str) -> float:
     found = re.fullmatch(r"(\d{1,9})([smhd])", text.strip().lower())
-    if found is None or (flag == "--expires" and int(found[1]) == 0):
+    if found is None or (flag != "--overlap" and int(found[1]) == 0):
         raise ConfigurationError(f"{flag}: write a whole number and s, m, h or d, such as 24h or 30d.")
     return float(int(found[1]) * _UNITS[found[2]])
 

@@ -23,6 +23,7 @@ from typing import Literal, get_args
 
 import redis
 
+from polyreel.audit import KEPT, Actor, command_line, fields_of, say
 from polyreel.scripts import arguments, script
 
 #: What workers can be told about a model.
@@ -88,12 +89,13 @@ class Commands:
         self._client = client
         self._give = script(client, "command")
 
-    def give(self, action: Action, model: str, worker: str = "") -> Given:
-        """Tell workers what to do with a model; when this returns, they will hear of it.
+    def give(self, action: Action, model: str, worker: str = "", actor: Actor | None = None) -> Given:
+        """Tell workers what to do with a model; when this returns, they will hear of it, and the audit log says so.
 
         Args:
             model: catalogue name, which the caller has looked up.
             worker: name of the one that is meant, "" for all that live.
+            actor: who gives it; None is the command line.
 
         Raises:
             ValueError: no such action, or a pin for one worker alone.
@@ -104,8 +106,12 @@ class Commands:
         if keeps and worker:
             raise ValueError(f"{action} is for all workers: the name {worker!r} does not outlive its process")
         command = Command(f"pin:{model}" if keeps else uuid.uuid4().hex, action, model)
+        noted = fields_of(actor or command_line(), f"models.{action}", model, {"worker": worker} if worker else None)
         terms = asdict(command) | {"worker": worker, "for_s": EXPIRES_S, "command": json.dumps(asdict(command))}
-        return Given(command.id, tuple(str(name) for name in self._give(args=arguments(terms))))
+        terms["noted"] = [part for pair in noted.items() for part in pair]
+        given = Given(command.id, tuple(str(name) for name in self._give(args=arguments(terms | {"most": KEPT}))))
+        say(noted)
+        return given
 
     def pins(self) -> dict[str, bool]:
         """Return whether a model stays loaded, for those of which somebody said so."""

@@ -1,7 +1,7 @@
 """The API keys in Redis: made, listed, revoked and rotated by `polyreel keys`, read by every API process.
 
     polyreel:keys           sorted set of key ids by creation time
-    polyreel:keys:pepper    which pepper their hashes are keyed with, as a hash of it
+    polyreel:keys:pepper    which pepper their hashes are keyed with, as a hash of it (`polyreel.shared_secrets`)
     polyreel:key:{id}       hash, the fields of `StoredKey` and `digest`, the key's HMAC
 
 A key's text is in none of them: it is shown once, when it is made. What was revoked stays listed, so that an id in an
@@ -19,14 +19,14 @@ from typing import Any, get_args
 
 import redis
 
+from polyreel.audit import Actor, command_line, fields_of, say, write
 from polyreel.errors import ConfigurationError
 from polyreel.keys import USUAL_SCOPES, KeyLimits, Scope, digest_of, key_id, new_key
 from polyreel.records import redis_errors
-from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings
+from polyreel.shared_secrets import KEYED_WITH, pepper_proof, shared_secret
 
 KEYS = "polyreel:keys"
-_PEPPER = "polyreel:keys:pepper"
 
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -87,10 +87,14 @@ def key_name(name: str) -> str:
 
 
 def pepper_of(settings: Settings) -> bytes:
-    """Return what the hashes of stored keys are keyed with."""
+    """Return what the hashes of stored keys are keyed with.
+
+    Raises:
+        QueueUnavailable, ConfigurationError: as `shared_secret`.
+    """
     if settings.key_pepper:
         return settings.key_pepper.get_secret_value().encode()
-    return read_or_make(settings.state_dir / "pepper")
+    return shared_secret(settings, "pepper")
 
 
 class KeyStore:
@@ -99,10 +103,12 @@ class KeyStore:
     Args:
         client: from `polyreel.records.connect`.
         pepper: from `pepper_of`.
+        actor: who changes them, for the audit log.
     """
 
-    def __init__(self, client: redis.Redis, pepper: bytes) -> None:
+    def __init__(self, client: redis.Redis, pepper: bytes, actor: Actor | None = None) -> None:
         self._client, self._pepper = client, pepper
+        self._actor = actor or command_line()
 
     def create(
         self,
@@ -131,7 +137,7 @@ class KeyStore:
             now = self._now()
             text, name = _draw()
             key = StoredKey(name, owner, f"key:{name}", frozenset(scopes), limits or KeyLimits(), now)
-            return text, self._write(text, key, now + lasts_s if lasts_s else 0.0)
+            return text, self._write(text, key, now + lasts_s if lasts_s else 0.0, "keys.create", {})
 
     def all(self) -> list[StoredKey]:
         """Return all keys, the oldest first, what was revoked among them."""
@@ -160,7 +166,12 @@ class KeyStore:
         """
         with redis_errors():
             key = self._known(name)
-            self._client.hsetnx(key_name(key.id), "revoked_at", json.dumps(self._now()))
+            noted = fields_of(self._actor, "keys.revoke", key.id, {"owner": key.owner})
+            with self._client.pipeline(transaction=True) as pipe:
+                pipe.hsetnx(key_name(key.id), "revoked_at", json.dumps(self._now()))
+                write(pipe, noted)
+                pipe.execute()
+            say(noted)
             return self._known(key.id)
 
     def rotate(self, name: str, overlap_s: float) -> tuple[str, StoredKey]:
@@ -183,8 +194,9 @@ class KeyStore:
                 raise ConfigurationError(f"The key {old.id} is {old.state(now)}; make a new one: polyreel keys create.")
             text, new_id = _draw()
             new = StoredKey(new_id, old.owner, old.account, old.scopes, old.limits, now)
-            new = self._write(text, new, now + (old.expires_at - old.created_at) if old.expires_at else 0.0)
             ends_at = min(filter(None, (old.expires_at, now + overlap_s)))
+            expires_at = now + (old.expires_at - old.created_at) if old.expires_at else 0.0
+            new = self._write(text, new, expires_at, "keys.rotate", {"from": old.id})
             self._client.hset(key_name(old.id), "expires_at", json.dumps(ends_at))
             return text, new
 
@@ -206,27 +218,31 @@ class KeyStore:
             raise ConfigurationError("No key has this id; `polyreel keys list` shows them all.")
         return found
 
-    def _write(self, text: str, key: StoredKey, expires_at: float) -> StoredKey:
+    def _write(self, text: str, key: StoredKey, expires_at: float, action: str, detail: Mapping[str, str]) -> StoredKey:
         self._check_pepper(may_set=True)
         record = key.to_record() | {"digest": digest_of(self._pepper, text), "expires_at": json.dumps(expires_at)}
         del record["revoked_at"]  # there once it is, so that the first word stands
+        granted = {"owner": key.owner, "scopes": " ".join(sorted(key.scopes)), **detail}
+        noted = fields_of(self._actor, action, key.id, granted)
         with self._client.pipeline(transaction=True) as pipe:
             pipe.hset(key_name(key.id), mapping=record)
             pipe.zadd(KEYS, {key.id: key.created_at})
+            write(pipe, noted)
             pipe.execute()
+        say(noted)
         return self._known(key.id)
 
     def _check_pepper(self, *, may_set: bool) -> None:
         """Two machines with peppers of their own would refuse each other's keys, and nobody could say why."""
-        mine = digest_of(self._pepper, "polyreel:keys:pepper")
+        mine = pepper_proof(self._pepper)
         if may_set:
-            self._client.set(_PEPPER, mine, nx=True)
-        theirs = self._client.get(_PEPPER)
+            self._client.set(KEYED_WITH, mine, nx=True)
+        theirs = self._client.get(KEYED_WITH)
         if theirs is not None and not hmac.compare_digest(str(theirs), mine):
             raise ConfigurationError(
                 "key_pepper: the keys in this Redis were made under another pepper, so they and new ones would not be "
-                "good together. Use the state folder of the API (--state-dir), or set POLYREEL_KEY_PEPPER to the same "
-                "text for all; keys that were made before are then made anew."
+                "good together. Set POLYREEL_KEY_PEPPER to the same text on all machines, or on none; keys that were "
+                "made under another one are then made anew."
             )
 
 

@@ -21,6 +21,7 @@ import string
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from polyreel.errors import ConfigurationError, InvalidKey, MissingKey, NotAllowed, did_you_mean
@@ -54,12 +55,14 @@ class Caller:
         account: what its limits are counted by; "" is the owner. A key keeps it when it is rotated.
         scopes: what it may do.
         limits: how much.
+        key: id of the stored key, "" for one of the settings or of the first start.
     """
 
     owner: str
     account: str = ""
     scopes: frozenset[Scope] = frozenset(SCOPES)
     limits: KeyLimits = field(default_factory=KeyLimits)
+    key: str = field(default="", compare=False)
 
     def need(self, scope: Scope) -> None:
         """Raise `NotAllowed` unless the key may do this."""
@@ -161,7 +164,7 @@ def load_keys(settings: Settings, has_stored: Callable[[], bool] = lambda: False
                 f"admins: {name} is no name of api_keys.{did_you_mean(name, settings.api_keys)} "
                 "A stored key is made an admin's by `polyreel keys create NAME --scopes submit,read,admin`."
             )
-    pepper = read_or_make(settings.state_dir / "pepper")
+    pepper = secrets.token_bytes(32)  # these hashes are never written anywhere
     callers = {
         digest_of(pepper, key.get_secret_value()): Caller(
             name, scopes=USUAL_SCOPES | ({"admin"} if name in settings.admins else set())
@@ -180,9 +183,23 @@ def load_keys(settings: Settings, has_stored: Callable[[], bool] = lambda: False
         return ApiKeys(pepper, {}), None
     remembered = settings.state_dir / "local-key.json"
     made: str | None = None
+    pepper = _local_pepper(settings.state_dir, is_first=not remembered.exists())
     if not remembered.exists():
         text = new_key()
         if put_first(remembered, json.dumps({digest_of(pepper, text): LOCAL_OWNER}).encode()):
             made = text
     owners: dict[str, str] = json.loads(remembered.read_text())
     return ApiKeys(pepper, {digest: Caller(owner) for digest, owner in owners.items()}), made
+
+
+def forget_local_key(settings: Settings) -> None:
+    """Let the next start make another local key: the text of this one was shown to nobody."""
+    (settings.state_dir / "local-key.json").unlink(missing_ok=True)
+
+
+def _local_pepper(state_dir: Path, *, is_first: bool) -> bytes:
+    """Return what the hash of the local key is keyed with: this machine's own, not that of the keys in Redis."""
+    own = state_dir / "local-pepper"
+    if is_first or own.exists():
+        return read_or_make(own)
+    return read_or_make(state_dir / "pepper")  # a key that 0.1 made before these were two

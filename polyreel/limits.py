@@ -26,6 +26,8 @@ class KeyLimits:
         gpu_seconds_per_day: seconds of a device in a day of UTC: what was used, and what the unfinished jobs and the
             one that is submitted are expected to take. Of those whose length nobody knows yet, one at a time.
         models: catalogue names of the models that it may use; () is all.
+        retention_s: how long its ended jobs and their files are kept, seconds, 1 or more; no longer than the server
+            keeps any.
     """
 
     requests_per_minute: int | None = None
@@ -33,6 +35,11 @@ class KeyLimits:
     max_running: int | None = None
     gpu_seconds_per_day: float | None = None
     models: tuple[str, ...] = ()
+    retention_s: float | None = None
+
+    def kept_s(self, asked_s: float) -> float:
+        """Return `VideoJob.keep_s` of a job that asked to be kept so long, 0.0 for as long as the server keeps any."""
+        return min((s for s in (asked_s, self.retention_s) if s), default=0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is set, as plain JSON (Any: numbers, and a list of names)."""

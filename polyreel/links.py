@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from polyreel.secret_files import read_or_make
 from polyreel.settings import Settings
+from polyreel.shared_secrets import shared_secret
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,13 @@ class LinkSigner:
 
 
 def link_signer(settings: Settings) -> LinkSigner:
-    """Return the signer of this server: with the secrets of the settings, else with one made in the state folder."""
+    """Return the signer of this server: with the secrets of the settings, else with the one that all machines share.
+
+    Raises:
+        QueueUnavailable: as `shared_secret`.
+    """
     given = settings.link_secret
-    secret = given.get_secret_value().encode() if given else read_or_make(settings.state_dir / "link-secret")
+    secret = given.get_secret_value().encode() if given else shared_secret(settings, "link")
     return LinkSigner(secret, tuple(old.get_secret_value().encode() for old in settings.old_link_secrets))
 
 

@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 
 from standardwebhooks import Webhook
 
-from polyreel.secret_files import read_or_make, webhook_secret_bytes
+from polyreel.secret_files import webhook_secret_bytes
 from polyreel.settings import Settings
+from polyreel.shared_secrets import shared_secret
 
 
 def message_id(job_id: str) -> str:
@@ -60,7 +61,11 @@ class WebhookSigner:
 
 
 def load_signer(settings: Settings) -> WebhookSigner:
-    """Return the signer of this server; without `webhook_secrets` its secret is made in the state folder."""
+    """Return the signer of this server; without `webhook_secrets` its secret is the one that all machines share.
+
+    Raises:
+        QueueUnavailable: as `shared_secret`.
+    """
     if settings.webhook_secrets:
         return WebhookSigner([webhook_secret_bytes(secret.get_secret_value()) for secret in settings.webhook_secrets])
-    return WebhookSigner([read_or_make(settings.state_dir / "webhook-secret")])
+    return WebhookSigner([shared_secret(settings, "webhook")])

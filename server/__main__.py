@@ -44,17 +44,26 @@ def main(argv: list[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     import uvicorn
 
-    from polyreel.keys import load_keys
+    from polyreel.keys import forget_local_key, load_keys
     from polyreel.logs import configure_logs
     from polyreel.profiles import load_settings
     from server.app import create_app
+    from server.first_key import is_for_a_person, leave
     from server.greeting import greeting
 
     settings = load_settings(options.config, state_dir=options.state_dir, host=options.host, port=options.port).settings
     configure_logs(settings.log_level, "serve")
     listener = _listen(settings.host, settings.port)  # first: a key that is made is shown once, so it must be shown
     keys, new_key = load_keys(settings, lambda: _has_stored_key(settings))
-    app = create_app(settings, keys)
+    try:
+        app = create_app(settings, keys)
+        if new_key and not is_for_a_person(sys.stdout):
+            leave(settings, new_key)
+            new_key = None
+    except ConfigurationError:
+        if new_key:
+            forget_local_key(settings)  # nobody has seen it
+        raise
     print(greeting(settings, listener.getsockname()[1], new_key), flush=True)  # noqa: T201
     config = configured(app, settings)
 
@@ -65,7 +74,15 @@ def _serve(options: argparse.Namespace) -> int:
             app.state.services.stopping.set()
             await super().shutdown(sockets)
 
-    Server(config).run(sockets=[listener])
+    server, joining = Server(config), app.state.services.joining
+
+    def end() -> None:
+        server.should_exit = True
+
+    joining.on_misfit = end
+    server.run(sockets=[listener])
+    if joining.misfit:
+        raise joining.misfit
     return 0
 
 

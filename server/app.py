@@ -26,20 +26,18 @@ from polyreel.errors import (
     UnknownRoute,
 )
 from polyreel.formats import formats
-from polyreel.key_store import pepper_of
 from polyreel.keys import ApiKeys
-from polyreel.links import link_signer
 from polyreel.outbound import Outbound
 from polyreel.policy import load_judge
 from polyreel.queue import Queue
 from polyreel.settings import Settings
-from polyreel.signing import load_signer
 from polyreel.storage import Storage, connect_storage
 from server import files, health, metrics
 from server.callers import Callers
 from server.dialects import Dialect, dialect_settings, dialects
 from server.edge import Edge, mark, refused
 from server.gate import Gate
+from server.joining import Joined, Joining
 from server.http_metrics import HttpMetrics
 from server.live_workers import LiveWorkers
 from server.openapi import add_schemes
@@ -65,7 +63,8 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         storage: instead of the one that the settings name (tests).
 
     Raises:
-        ConfigurationError: a dialect's section is wrong, or no Redis is named.
+        ConfigurationError: a dialect's section is wrong, no Redis is named, or this process does not fit the others
+            (`server.joining`).
     """
     if settings.redis_url is None:
         raise ConfigurationError(
@@ -84,12 +83,18 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         patient=False,
     )
     reader, rule = connect_reader(url), settings.scheduling.rule()
+    results = storage or connect_storage(settings.storage_url, settings.s3)
+    joining = Joining(settings, gate, None if storage else results)
+    try:
+        joining.join()
+    except QueueUnavailable as err:
+        log.warning("the secrets of this server are not known until Redis answers", reason=err.message)
     shared = Services(
         settings=settings,
         catalogue=settings.catalogue,
-        callers=Callers(keys, reader, gate, pepper_of(settings)),
-        storage=storage or connect_storage(settings.storage_url, settings.s3),
-        signer=link_signer(settings),
+        callers=Callers(keys, reader, gate, joining),
+        storage=results,
+        joining=joining,
         queue=queue,
         reader=reader,
         waiters=Waiters(queue.records.client, gate, settings.retention_s),
@@ -97,7 +102,6 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         live_workers=LiveWorkers(reader, gate),
         gate=gate,
         outbound=Outbound(settings.webhook_allow, settings.outbound_http),
-        webhook_signer=load_signer(settings),
         published=Published(settings.retention_s),
         judge=load_judge(settings.content_policy),
     )
@@ -128,6 +132,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         )
     app.state.http_metrics = HttpMetrics()
     app.state.storage_watch = StorageWatch(shared.storage)
+    app.add_middleware(Joined, joining=joining)
     app.add_middleware(Edge, http_metrics=app.state.http_metrics)  # last, so around the others
     app.include_router(health.router)
     app.include_router(files.router)

@@ -9,17 +9,26 @@ import time
 from dataclasses import dataclass, field, replace
 
 import redis.asyncio
+from fastapi import Request
 
+from polyreel.audit import Actor
 from polyreel.errors import InvalidKey
 from polyreel.key_store import StoredKey, key_name
 from polyreel.keys import ApiKeys, Caller, digest_of, key_id, unknown_key
 from server.gate import Gate
+from server.joining import Joining
 
 #: For how long a stored key is believed to be as it was read, seconds: a revoked one is good nowhere two seconds later.
 _FRESH_S = 1.0
 
 #: How exact the time of a key's last use is kept, seconds.
 _LAST_USED_S = 60.0
+
+
+def actor_of(request: Request, caller: Caller) -> Actor:
+    """Return who sends a request, for the audit log."""
+    address = request.client.host if request.client else ""
+    return Actor(caller.owner, caller.key, str(request.state.request_id), address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +53,13 @@ class Callers:
     Args:
         keys: known here; these are good also while Redis is away.
         reader: asynchronous client.
-        pepper: what the hashes of the keys in Redis are keyed with.
+        joining: knows what the hashes of the keys in Redis are keyed with.
     """
 
     keys: ApiKeys
     reader: redis.asyncio.Redis
     gate: Gate
-    pepper: bytes
+    joining: Joining
     _seen: dict[str, _Seen] = field(default_factory=dict)
 
     async def find(self, key: str | None) -> Caller:
@@ -70,14 +79,17 @@ class Callers:
         if seen is None or time.monotonic() - seen.read_at >= _FRESH_S:
             seen = await self._read(name)
         # The id is no secret, so that it is told apart from an unknown one by the time tells nothing.
-        if seen is None or not hmac.compare_digest(seen.digest, digest_of(self.pepper, key or "")):
+        if seen is None or not hmac.compare_digest(seen.digest, self._digest_of(key or "")):
             raise unknown_key()
         state = seen.key.state(seen.now)
         if state != "active":
             raise InvalidKey("The API key was revoked." if state == "revoked" else "The API key has expired.")
         if seen.now - seen.key.last_used_at > _LAST_USED_S:
             await self._note_use(seen)
-        return Caller(seen.key.owner, seen.key.account, seen.key.scopes, seen.key.limits)
+        return Caller(seen.key.owner, seen.key.account, seen.key.scopes, seen.key.limits, seen.key.id)
+
+    def _digest_of(self, key: str) -> str:
+        return digest_of(self.joining.secrets.pepper, key)
 
     async def _read(self, name: str) -> _Seen | None:
         async with self.gate.asking(), self.reader.pipeline(transaction=False) as pipe:

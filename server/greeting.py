@@ -8,6 +8,7 @@ import shlex
 from polyreel.keys import is_loopback
 from polyreel.settings import Settings
 from server.dialects import Example, dialects
+from server.first_key import key_file
 
 #: Stands in the curl lines when the key is the operator's own, which is never printed.
 _YOUR_KEY = "$KEY"
@@ -18,8 +19,10 @@ def greeting(settings: Settings, port: int, new_key: str | None) -> str:
 
     Args:
         port: the one really listened on.
-        new_key: text of a key that was made just now; None when keys were configured or made before.
+        new_key: text of a key that was made just now; None when keys were configured or made before, or a file has it.
     """
+    file = key_file(settings)
+    has_file = not new_key and not settings.api_keys and is_loopback(settings.host) and file.exists()
     base = settings.public_url or f"http://{_reachable(settings.host)}:{port}"
     lines = [f"Polyreel listens on {settings.host}, port {port}: {base}"]
     if new_key:
@@ -28,6 +31,8 @@ def greeting(settings: Settings, port: int, new_key: str | None) -> str:
         lines.append(f"API keys: those of {', '.join(settings.api_keys)}, as configured")
     elif not is_loopback(settings.host):
         lines.append("API keys: those that `polyreel keys list` shows")
+    elif has_file:
+        lines.append(f"API key: in the file {file}, which only this user can read")
     else:
         lines.append(
             "API key: the one shown at the first start "
@@ -36,7 +41,8 @@ def greeting(settings: Settings, port: int, new_key: str | None) -> str:
     lines.append(f"Models: {', '.join(settings.models)} (loaded when first used; {base}/ready says when jobs can run)")
     catalogue = settings.catalogue
     if not new_key:
-        lines += ["", "export KEY=<your key>   # for the lines below"]
+        whose = f'"$(cat {shlex.quote(str(file))})"' if has_file else "<your key>"
+        lines += ["", f"export KEY={whose}   # for the lines below"]
     for name, dialect in sorted(dialects().items()):
         if dialect.example is None or not catalogue.public_names(name):
             continue  # it takes no jobs, or none of these models

@@ -40,6 +40,7 @@ from polyreel.terms import Terms
 from server.callers import Callers
 from server.fetching import MAX_FETCHES, fetch_links
 from server.gate import Gate, budget
+from server.joining import Joining
 from server.live_workers import LiveWorkers
 from server.pictures import MAX_AT_ONCE, Picture, check_picture, is_link, read_picture
 from server.published import Published
@@ -78,7 +79,7 @@ class Services:
         live_workers: who runs them now.
         gate: what every call to Redis passes.
         outbound: what every call to a client's URL passes.
-        webhook_signer: knows each owner's webhook secrets.
+        joining: knows the secrets that all machines share.
         published: which stored files links lead to.
         judge: asks the content policy; None is no policy.
         watches: who follows which job.
@@ -89,7 +90,6 @@ class Services:
     catalogue: Catalogue
     callers: Callers
     storage: Storage
-    signer: LinkSigner
     queue: Queue
     reader: redis.asyncio.Redis
     waiters: Waiters
@@ -97,7 +97,7 @@ class Services:
     live_workers: LiveWorkers
     gate: Gate
     outbound: Outbound
-    webhook_signer: WebhookSigner
+    joining: Joining
     published: Published
     judge: Judge | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -105,6 +105,16 @@ class Services:
     _decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_AT_ONCE))
     _fetching: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_FETCHES))
     _judging: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_MAX_JUDGED))
+
+    @property
+    def signer(self) -> LinkSigner:
+        """What links are signed with; raises `QueueUnavailable` as `Joining.secrets`, as does the next one."""
+        return self.joining.secrets.links
+
+    @property
+    def webhook_signer(self) -> WebhookSigner:
+        """Knows each owner's webhook secrets."""
+        return self.joining.secrets.webhooks
 
     async def caller(self, key: str | None, scope: Scope) -> Caller:
         """Return who sends a request with this key.
@@ -216,7 +226,7 @@ class Services:
             account=caller.account,
             base_url=base_url,
             webhook=webhook,
-            keep_s=keep_s,
+            keep_s=caller.limits.kept_s(keep_s),
             content_policy=self.judge.name if self.judge else "",
         )
         if pictures:

@@ -57,6 +57,7 @@ def _work(options: argparse.Namespace) -> int:
     from polyreel.queue import Queue, rq_connection
     from polyreel.records import Records, connect
     from polyreel.storage import connect_storage
+    from polyreel.storage_marker import claim as claim_storage
     from workers.batch_sizes import BatchSizes, device_name
     from workers.gpu_stats import gpu_of
     from workers.keeping import Keeping, setup_for
@@ -188,6 +189,7 @@ def _work(options: argparse.Namespace) -> int:
         worker.end_after_this_job()
 
     wait_for_queue(reports.client)
+    claim_storage(queue.records.client, storage, settings)  # before the first result lies where nobody finds it
     worker = make_worker(
         rq_connection(url, patient=True),
         name,

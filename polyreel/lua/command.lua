@@ -2,6 +2,7 @@
 -- names of the workers that will hear of it.
 local terms = cjson.decode(ARGV[1])
 local t, given = now(), {}
+if terms.noted then redis.call('XADD', 'polyreel:audit', 'MAXLEN', '~', terms.most, '*', unpack(terms.noted)) end
 local residents = redis.call('HGETALL', 'polyreel:residents')
 for i = 1, #residents, 2 do
   local worker = residents[i]

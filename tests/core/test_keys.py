@@ -96,7 +96,7 @@ def test_a_made_key_is_on_disk_as_a_hash_that_only_its_user_can_read(tmp_path: P
     assert made is not None
     assert made.encode() not in everything_in(tmp_path)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
-    assert modes == {"pepper": 0o600, "local-key.json": 0o600}
+    assert modes == {"local-pepper": 0o600, "local-key.json": 0o600}
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
 
@@ -136,7 +136,7 @@ def test_of_two_servers_that_start_at_once_one_makes_the_key(tmp_path: Path, mon
     keys, made = load_keys(settings)
     assert made is None, "nobody is shown a key that is not good"
     assert keys.find(other[0]) == Caller("local")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["local-key.json", "pepper"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["local-key.json", "local-pepper"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])

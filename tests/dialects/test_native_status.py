@@ -113,6 +113,7 @@ async def test_a_key_learns_what_it_has_used_and_may_do(api: Api) -> None:
             "max_running": None,
             "gpu_seconds_per_day": None,
             "models": [],
+            "retention_s": None,
         },
     }
     assert (await get(api, "usage"))["scopes"] == ["admin", "read", "submit"]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 import workers.generate
 import workers.residency
 from polyreel import cli as polyreel_cli
+from polyreel.keys import KEY_PATTERN
 from tests.conftest import KEY, LiveServer, free_port
 from tests.live.decode import decode
 from tests.workers.test_prepare import png_header
@@ -267,7 +269,7 @@ def test_two_servers_cannot_share_a_state_folder(live: LiveServer) -> None:
     assert "another polyreel up is using" in done.stderr
 
 
-def test_the_first_start_shows_a_key_once_and_a_curl_line_per_dialect(tmp_path: Path) -> None:
+def test_the_first_start_leaves_a_key_in_a_file_and_shows_a_curl_line_per_dialect(tmp_path: Path) -> None:
     state = tmp_path / "state"
 
     def greeting() -> str:
@@ -289,12 +291,15 @@ def test_the_first_start_shows_a_key_once_and_a_curl_line_per_dialect(tmp_path: 
         return "".join(lines)
 
     first, second = greeting(), greeting()
-    shown = re.search(r"API key \(shown this once\): (prk_\S+)", first)
-    assert shown is not None
-    assert first.count(shown[1]) == 7, "the key and one curl line per dialect"
-    assert shown[1] not in second
-    assert "API key: the one shown at the first start" in second
-    assert not any(shown[1].encode() in file.read_bytes() for file in state.rglob("*") if file.is_file())
+    file = state / "local-key.txt"
+    key = file.read_text().strip()
+    assert re.fullmatch(KEY_PATTERN, key)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert f"API key: in the file {file}, which only this user can read" in first
+    assert f'export KEY="$(cat {file})"' in second
+    assert key not in first + second, "what is not a terminal is kept by others"
+    holding = [path for path in state.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert holding == [file]
 
 
 def test_a_worker_an_api_and_a_courier_alone_say_that_they_need_redis() -> None:

@@ -187,8 +187,9 @@ async def test_ready_says_that_redis_hangs_within_three_seconds(make_api: Callab
     broker = start_embedded(tmp_path / "hangs")
     os.kill(broker.process.pid, signal.SIGSTOP)
     try:
+        http = make_api(redis_url=SecretStr(broker.url)).http  # it starts all the same
         began = time.monotonic()
-        answer = await make_api(redis_url=SecretStr(broker.url)).http.get("/ready")
+        answer = await http.get("/ready")
         assert time.monotonic() - began < 3.1
         assert answer.status_code == 503
     finally:

@@ -48,6 +48,7 @@ OTHERWISE: dict[tuple[str, str], Scope] = {
     ("POST", "/api/v1/enterprise/video/system_details"): "read",
     ("POST", "/polyreel/v1/models/{name}/{action}"): "admin",
     ("GET", "/polyreel/v1/webhooks/secret"): "submit",
+    ("GET", "/polyreel/v1/audit"): "admin",
     ("POST", "/polyreel/v1/snippets"): "read",
 }
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+import stat
 from pathlib import Path
 
 import pytest
 
+from polyreel.errors import ConfigurationError
 from polyreel.profiles import load_settings
 from polyreel.settings import Settings
+from server.first_key import is_for_a_person, leave
 from server.greeting import greeting
 from tests.conftest import KEY
 
@@ -70,6 +74,51 @@ def test_a_key_of_an_earlier_start_is_not_shown_but_how_to_get_another(tmp_path:
         "API key: the one shown at the first start "
         f"(lost it? delete {tmp_path}/local-key.json and start again, or set POLYREEL_API_KEYS)"
     )
+
+
+def test_a_key_that_lies_in_a_file_is_read_from_there_and_never_shown(tmp_path: Path) -> None:
+    settings = loaded(state_dir=tmp_path / "my state")
+    settings.state_dir.mkdir()
+    leave(settings, "prk_of-a-first-start")
+    lines = greeting(settings, 8000, None).splitlines()
+    file = tmp_path / "my state" / "local-key.txt"
+    assert lines[1] == f"API key: in the file {file}, which only this user can read"
+    assert f"export KEY=\"$(cat '{file}')\"   # for the lines below" in lines
+    assert "prk_" not in "\n".join(lines)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_text() == "prk_of-a-first-start\n"
+    assert [path.name for path in settings.state_dir.iterdir()] == ["local-key.txt"], "no draft of it stays"
+
+
+def test_keys_that_are_configured_later_are_named_and_not_the_file(tmp_path: Path) -> None:
+    settings = loaded(state_dir=tmp_path, api_keys=f"alice:{KEY}")
+    leave(settings, "prk_of-a-first-start")
+    assert greeting(settings, 8000, None).splitlines()[1] == "API keys: those of alice, as configured"
+
+
+class Output(io.StringIO):
+    """What a process prints to."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+def test_a_key_is_printed_for_a_person_at_a_terminal_alone(tmp_path: Path) -> None:
+    trace = tmp_path / ".dockerenv"
+    assert is_for_a_person(Output(True), {}, (trace,))
+    assert not is_for_a_person(Output(False), {}, (trace,)), "a pipe, a file, systemd"
+    assert not is_for_a_person(Output(True), {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, (trace,))
+    trace.touch()
+    assert not is_for_a_person(Output(True), {}, (trace,)), "docker run -t: its log has all that is printed"
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"^state_dir: .*local-key\.txt cannot be written: No such file"):
+        leave(loaded(state_dir=tmp_path / "nowhere"), "prk_of-a-first-start")
 
 
 @pytest.mark.parametrize(

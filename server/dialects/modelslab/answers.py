@@ -122,9 +122,9 @@ def output_keys(job: VideoJob) -> list[str]:
 def links_end_at(job: VideoJob, retention_s: float) -> float:
     """Return until when links are good, seconds since the epoch: known at submit, so that no answer changes them.
 
-    A job of another dialect may be kept more briefly, counted from an end that is not known yet: then its links outlive
-    its file.
+    A job of another dialect, or of a key with a retention of its own, may be kept more briefly, counted from an end
+    that is not known yet: then its links outlive its file.
     """
-    # Records of 0.1 say it in `vendor`.
-    is_temp = job.vendor.get("temp") or (job.dialect == "modelslab" and job.keep_s)
+    # Records of 0.1 say it in `vendor`, those since by `keep_s`, which may also be of the key.
+    is_temp = job.vendor.get("temp") or (job.dialect == "modelslab" and 0 < job.keep_s <= TEMP_S)
     return job.created_at + (min(TEMP_S, retention_s) if is_temp else retention_s)

@@ -15,6 +15,7 @@
     POST /polyreel/v1/models/{name}/load, unload, pin or unpin
     GET  /polyreel/v1/status
     GET  /polyreel/v1/usage
+    GET  /polyreel/v1/audit
     POST /polyreel/v1/snippets
 
 Errors are RFC 9457 problems. Every field is in `docs/compatibility/native.md`.
@@ -25,12 +26,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.dialects import Dialect, Example
-from server.dialects.native import events, jobs, models, snippets, status, webhooks
+from server.dialects.native import audit, events, jobs, models, snippets, status, webhooks
 from server.dialects.native.problems import render_error
 from server.dialects.native.video import snippet
 
 #: Each noun has a module with a router of its own.
-_NOUNS = (jobs, events, models, status, snippets, webhooks)
+_NOUNS = (jobs, events, models, status, snippets, webhooks, audit)
 
 router = APIRouter(prefix="/polyreel/v1")
 router.add_api_route("", status.discovery, **status.DISCOVERY)

@@ -14,6 +14,7 @@ from polyreel.entries import Adapter, Defaults, Limits, ServedModel, Task
 from polyreel.errors import InvalidRequest, UnknownRoute
 from polyreel.keys import Caller
 from server.body import parse_object, read_body, validate
+from server.callers import actor_of
 from server.credentials import bearer
 from server.dialects.native.problems import MEDIA, NoWorker, Problem
 from server.live_workers import listed
@@ -155,7 +156,7 @@ async def command(request: Request, name: str, action: str) -> Response:
     known = next((word for word in ACTIONS if word == action), None)
     if known is None:
         raise UnknownRoute(f"There is nothing at {action[:40]!r} of a model; there is {', '.join(ACTIONS)}.")
-    await shared.caller(bearer(request), "admin")
+    actor = actor_of(request, await shared.caller(bearer(request), "admin"))
     body = await read_body(request, shared.settings.max_body_bytes)
     target = validate(Target, await parse_object(body)) if body.strip() else Target()
     model = shared.catalogue.resolve_any(name)
@@ -163,7 +164,7 @@ async def command(request: Request, name: str, action: str) -> Response:
         raise InvalidRequest(f"worker: {known} is for all workers; leave it out", "worker")
 
     def give() -> CommandAnswer:
-        given = Commands(shared.queue.records.client).give(known, model, target.worker or "")
+        given = Commands(shared.queue.records.client).give(known, model, target.worker or "", actor)
         return CommandAnswer(id=given.id, action=known, model=model, workers=list(given.workers))
 
     answer = await shared.gate.in_thread(give)

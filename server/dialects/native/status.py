@@ -95,6 +95,7 @@ class LimitsAnswer(BaseModel):
     max_running: int | None
     gpu_seconds_per_day: float | None
     models: list[str]
+    retention_s: float | None
 
 
 class UsageAnswer(BaseModel):
@@ -214,6 +215,7 @@ async def usage(request: Request) -> Response:
             max_running=limits.max_running,
             gpu_seconds_per_day=limits.gpu_seconds_per_day,
             models=list(limits.models),
+            retention_s=limits.retention_s,
         ),
     )
     return JSONResponse(answer.model_dump(mode="json"))
