@@ -20,7 +20,6 @@ import redis
 import structlog
 
 from polyreel.errors import InvalidRequest
-from polyreel.logs import is_configured
 
 log = structlog.get_logger()
 
@@ -115,8 +114,8 @@ def write(client: redis.Redis, fields: Mapping[str, str]) -> None:
 
 
 def say(fields: Mapping[str, str]) -> None:
-    """Log an entry that was written, where there is a log: the command line speaks to people."""
-    if is_configured():
+    """Log an entry that was written for a request; the command line has no log, it speaks to people."""
+    if "request_id" in fields:
         told = {("key_id" if name == "key" else name): value for name, value in fields.items()}  # "key" is redacted
         log.info("audit", **told)
 
@@ -128,7 +127,7 @@ def note(
     subject: str,
     detail: Mapping[str, object] | None = None,
 ) -> None:
-    """Write down that something was done, and log it; blocks.
+    """Write down that something was done, and log it if a request asked for it; blocks.
 
     Args:
         actor: from `command_line` or `server.callers`.

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from polyreel import __version__
 from polyreel.cli_keys import keys_app
+from polyreel.cli_storage import storage_app
 from polyreel.errors import ConfigurationError
 from polyreel.gpus import Place, places
 from polyreel.processes import command
@@ -30,6 +31,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(keys_app, name="keys")
+app.add_typer(storage_app, name="storage")
+app.command()(audit)
 bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 

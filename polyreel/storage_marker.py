@@ -59,10 +59,13 @@ class Known:
     is_marked: bool
 
 
-def claim(client: redis.Redis, storage: Storage, settings: Settings, wait_s: float = WAIT_S) -> None:
+def claim(client: redis.Redis, storage: Storage, settings: Settings, wait_s: float | None = None) -> None:
     """Compare the marks, and mark a place that is new; blocks.
 
     A storage that is away is compared at the next start: its jobs wait, and nothing is lost by going on.
+
+    Args:
+        wait_s: how long another machine's mark is waited for, seconds; None is `WAIT_S`.
 
     Raises:
         ConfigurationError: the storage is another than that of the other processes; says what to do.
@@ -72,7 +75,7 @@ def claim(client: redis.Redis, storage: Storage, settings: Settings, wait_s: flo
         return
     try:
         with redis_errors():
-            _claim(client, storage, settings, wait_s)
+            _claim(client, storage, settings, WAIT_S if wait_s is None else wait_s)
     except StorageFailed as err:
         log.warning("whether this storage is that of the other processes cannot be told now", reason=err.message)
 
@@ -129,9 +132,10 @@ def _claim(client: redis.Redis, storage: Storage, settings: Settings, wait_s: fl
         return
     known = known_of(client)
     assert known is not None  # noqa: S101 nobody deletes it
+    mark = mark or mark_of(storage)  # the first of all has written it meanwhile
     deadline = time.monotonic() + wait_s
     while mark is None and time.monotonic() < deadline and known.place != here:
-        time.sleep(0.1)  # whoever was first may be about to write it
+        time.sleep(0.1)  # or is about to, or another machine sees it a moment later
         mark = mark_of(storage)
     if mark == known.id:
         return

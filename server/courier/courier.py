@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import redis
 import structlog
 
-from polyreel.errors import PolyreelError
+from polyreel.errors import PolyreelError, QueueUnavailable
 from polyreel.outbound import Reply
 from polyreel.records import StoredJob, job_key, parse
 from polyreel.webhooks import ATTEMPT_S, Attempt, Hands, Schedule, Taken, Webhooks
@@ -80,8 +80,8 @@ class Courier:
     Args:
         name: unique; says that this one lives.
         webhooks: what waits. Its client answers or fails within seconds, or a stop would take as long.
-        sender: returns how to send; asked at the first delivery, since the dialects take a second to import and
-            most servers have no webhooks.
+        sender: returns how to send, or raises `QueueUnavailable`; asked at the first delivery, since the dialects take
+            a second to import and most servers have no webhooks.
         schedule: when failed deliveries are tried again.
         hands: deliveries at the same time.
         hands_unproven: of those, to receivers that failed last time or are new: while they hang, others are served.
@@ -147,7 +147,11 @@ class Courier:
             return 0
         self._is_back()
         if begun and self._sender is None:
-            self._sender = self._make_sender()
+            try:
+                self._sender = self._make_sender()
+            except QueueUnavailable as err:  # gone this moment, with the secret that signs; the leases run out
+                self._went_away(err)
+                return 0
         for taken in begun:
             with self._lock:
                 self._under_way.add(taken)

@@ -16,10 +16,11 @@ class Messages:
     """Makes messages of ended jobs.
 
     Args:
-        settings: those of the API; links are signed by the same secret, so both share `state_dir` or `link_secret`.
+        settings: those of the API; links are signed by the same secret (`polyreel.shared_secrets`).
 
     Raises:
         ConfigurationError: a dialect's section is wrong.
+        QueueUnavailable: the secrets are in Redis, which does not answer.
     """
 
     def __init__(self, settings: Settings) -> None:

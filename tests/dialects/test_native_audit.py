@@ -120,10 +120,10 @@ async def test_the_oldest_entries_make_room(api: Api, monkeypatch: pytest.Monkey
     assert newest["subject"] == "file-399"
 
 
-async def test_a_process_that_has_a_log_says_it_there_too(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyreel.audit.is_configured", lambda: True)
+async def test_what_a_request_asked_for_is_in_the_log_too(api: Api) -> None:
     with capture_logs() as logs:
         note(api.records.client, Actor("carol", "Ab12Cd34", "req-1", "10.0.0.1"), "models.pin", "ltx-tiny")
+        note(api.records.client, Actor("command line (ops)"), "backup.create", "what a command does it tells people")
     assert logs == [
         {
             "event": "audit",
