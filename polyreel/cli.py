@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyreel import __version__
+from polyreel.cli_audit import audit
 from polyreel.cli_keys import keys_app
 from polyreel.cli_storage import storage_app
 from polyreel.errors import ConfigurationError
