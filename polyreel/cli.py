@@ -8,41 +8,37 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 
 from polyreel import __version__
 from polyreel.cli_audit import audit
+from polyreel.cli_config import config_app
+from polyreel.cli_doctor import doctor
+from polyreel.cli_jobs import jobs_app
 from polyreel.cli_keys import keys_app
+from polyreel.cli_options import ConfigOption, StateDirOption, complete_models
+from polyreel.cli_server import gpus, queue
 from polyreel.cli_storage import storage_app
-from polyreel.errors import ConfigurationError
+from polyreel.errors import ConfigurationError, PolyreelError
 from polyreel.gpus import Place, places
 from polyreel.processes import command
-from polyreel.profiles import Loaded, load_settings
+from polyreel.profiles import load_settings
 from polyreel.settings import Settings
 
 app = typer.Typer(
     name="polyreel",
     help="Self-hosted text-to-video server that answers in the API dialects teams already call.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(keys_app, name="keys")
 app.add_typer(storage_app, name="storage")
 app.command()(audit)
+app.command()(restore)
+app.add_typer(jobs_app, name="jobs")
 bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
-ConfigOption = Annotated[
-    str | None, typer.Option("--config", help="A YAML file, or a shipped profile: tiny (default), gpu, team.")
-]
-StateDirOption = Annotated[
-    Path | None, typer.Option("--state-dir", help="Folder for the queue, tiny checkpoints, results and secrets.")
-]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on (default 127.0.0.1).")]
 PortOption = Annotated[int | None, typer.Option("--port", help="Port to listen on (default 8000).")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="torch device: auto, cpu, cuda, cuda:1 …")]
@@ -116,7 +112,10 @@ def courier(config: ConfigOption = None, state_dir: StateDirOption = None) -> No
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What the video shows; several follow one another.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write: .mp4, .gif, .webm or .zip.")],
-    model: Annotated[str | None, typer.Option(help="A catalogue name or any public name; default: the first.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A catalogue name or any public name; default: the first.", autocompletion=complete_models),
+    ] = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames of all prompts; default: the model's.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; default: the model's.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; default: the model's.")] = None,
@@ -157,7 +156,10 @@ def models(
 
 @app.command()
 def pull(
-    names: Annotated[list[str] | None, typer.Argument(help="Catalogue names, public names or repositories.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Catalogue names, public names or repositories.", autocompletion=complete_models),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Pull the whole catalogue.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Move on to the commit that the hub has today.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read all files again and mend what is damaged.")] = False,
@@ -172,7 +174,7 @@ def pull(
 
 @bench_app.command("batch")
 def bench_batch(
-    model: Annotated[str, typer.Argument(help="A catalogue name.")],
+    model: Annotated[str, typer.Argument(help="A catalogue name.", autocompletion=complete_models)],
     size: Annotated[list[str] | None, typer.Option(help="FRAMESxHEIGHTxWIDTH; default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the model's.")] = None,
     repeat: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 3,
@@ -202,31 +204,6 @@ def conformance(
     _become("conformance", [*flags, *(["--json"] if as_json else [])])
 
 
-@config_app.command("show")
-def config_show(
-    config: ConfigOption = None,
-    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
-) -> None:
-    """Print the settings that a start would use; secrets are hidden."""
-    loaded = load_settings(config)
-    table = Table("setting", "value", *(["from"] if origin else []), box=None, padding=(0, 2, 0, 0))
-    for name in Settings.model_fields:
-        row = [name, _shown(loaded, name)]
-        table.add_row(*row, *([loaded.origin[name]] if origin else []))
-    Console().print(table)
-
-
-def _shown(loaded: Loaded, name: str) -> str:
-    value = getattr(loaded.settings, name)
-    if name in ("models", "loras", "embeddings"):
-        return ", ".join(value) or "-"
-    if name == "api_keys":
-        return ", ".join(f"{owner}:***" for owner in value) or "-"
-    if isinstance(value, SecretStr):
-        return "***"
-    return "-" if value in (None, (), {}) else str(value)
-
-
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
@@ -234,6 +211,11 @@ def _version(
     if version:
         typer.echo(f"polyreel {__version__}")
         raise typer.Exit
+
+
+app.command()(doctor)
+app.command()(queue)
+app.command()(gpus)
 
 
 def _flags(**values: object) -> list[str]:
@@ -266,3 +248,6 @@ def main() -> None:
     except ConfigurationError as err:
         print(f"polyreel: {err}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    except PolyreelError as err:  # a server's refusal
+        print(f"polyreel: {err}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)

@@ -20,6 +20,9 @@ PROCESS_MODULES = {
     "pull": "workers.pull",
     "bench batch": "workers.bench_batch",
     "conformance": "server.conformance",
+    "check settings": "server.check_settings",
+    "check families": "workers.check_settings",
+    "look at the device": "workers.look",
 }
 
 

@@ -121,7 +121,7 @@ def _merge(below: Any, above: Any) -> Any:
 
 
 #: Names that configure the start itself and are no field of `Settings`.
-_START_VARIABLES = {"POLYREEL_CONFIG", "POLYREEL_SECRETS_DIR"}
+_START_VARIABLES = {"POLYREEL_CONFIG", "POLYREEL_SECRETS_DIR", "POLYREEL_URL", "POLYREEL_KEY"}
 
 
 #: In every pod, Kubernetes sets POLYREEL_SERVICE_HOST, POLYREEL_PORT=tcp://10.0.0.1:8000, POLYREEL_PORT_8000_TCP_ADDR
