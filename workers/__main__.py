@@ -155,6 +155,8 @@ def _work(options: argparse.Namespace) -> int:
         resume_every=settings.resume_every,
         previews=settings.previews,
         judge=judge,
+        spool_s=settings.spool_s,
+        least_free_bytes=settings.min_free_mb * 1e6,
     )
     attempts = runner.attempts
     orders = ModelOrders(attempts, keeping.refresh)
@@ -219,7 +221,7 @@ def _work(options: argparse.Namespace) -> int:
         sweeper.start()
         log.info("worker ready", device=device, models=offer.served())
         worker.work(logging_level=None)
-        runner.finish()
+        runner.finish(settings.drain_s)
     finally:
         runner.stop.is_heeded = True
         runner.hand_back()  # what a second signal cut off between two jobs

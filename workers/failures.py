@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rq.timeouts import JobTimeoutException
 
-from polyreel.errors import Cancelled, CheckpointUnavailable, EncodingFailed, OutOfMemory, PolyreelError
+from polyreel.errors import Cancelled, CheckpointUnavailable, EncodingFailed, OutOfMemory, PolyreelError, StorageAway
 from polyreel.job import TIMEOUT_MESSAGE, VideoJob
 from workers.memory import chain
 
@@ -31,6 +31,7 @@ _DEVICE_LOST = (
 _PUBLIC: dict[type[PolyreelError], str] = {
     EncodingFailed: "The frames could not be encoded as a file; the operator finds the reason in the worker's log.",
     CheckpointUnavailable: "The model {model} cannot run on this server; the operator finds the reason in the log.",
+    StorageAway: "The video was made and could not be stored: the storage of the results did not answer in time.",
 }
 
 

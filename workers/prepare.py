@@ -17,7 +17,7 @@ from models import AdapterFile, PreparedRequest
 from models.checkpoints import locate_file
 from polyreel.catalogue import Catalogue
 from polyreel.entries import Adapter
-from polyreel.errors import AdapterUnavailable, CheckpointUnavailable, GenerationFailed
+from polyreel.errors import AdapterUnavailable, CheckpointUnavailable, GenerationFailed, StorageAway
 from polyreel.request import VideoRequest
 from polyreel.storage import Storage
 
@@ -51,6 +51,7 @@ class Preparer:
         Raises:
             AdapterUnavailable: a LoRA or embedding is not served any more, or its file is not on this machine.
             GenerationFailed: a picture is gone, damaged, of an unknown format, or larger than `MAX_PIXELS`.
+            StorageAway: nobody knows: try again later.
         """
         loras, embeddings = self.catalogue.loras, self.catalogue.embeddings
         return PreparedRequest(
@@ -64,9 +65,11 @@ class Preparer:
         try:
             with self.storage.open(key) as file:
                 return read_picture(file)
+        except StorageAway:
+            raise  # the picture may be there when the storage is
         except TooManyPixels as err:
             raise GenerationFailed(f"A picture of this job has {err}; send a smaller one.") from err
-        except Exception as err:  # a storage that is away, and a dozen kinds for damaged files of one format or another
+        except Exception as err:  # it was removed, and a dozen kinds for damaged files of one format or another
             raise GenerationFailed("A picture of this job cannot be read any more; submit it again.") from err
 
     def _file(self, kind: str, name: str, adapters: dict[str, Adapter], strength: float = 1.0) -> AdapterFile:

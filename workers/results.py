@@ -1,8 +1,7 @@
-"""From frames to stored files: encoded in a scratch folder, put into the storage, described for the record."""
+"""From frames to stored files: encoded into a folder of the spool, described for the record, put into the storage."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from polyreel.formats import formats
 from polyreel.job import Output, VideoJob, attempt_key
 from polyreel.request import OutputSpec
 from polyreel.storage import Storage
+from workers.spool import Spooled, sha256
 
 log = structlog.get_logger()
 
@@ -39,31 +39,21 @@ class Results:
         """
         return [_encode(video, spec, folder / f"{n}", about) for n, spec in enumerate(job.request.outputs)]
 
-    def store(self, job: VideoJob, fence: int, paths: list[Path], video: Video) -> list[Output]:
-        """Put encoded files where this attempt's belong, and describe them.
+    def describe(self, job: VideoJob, fence: int, paths: list[Path], video: Video) -> tuple[Output, ...]:
+        """Return what the record will say of encoded files, as this attempt's."""
+        return tuple(
+            _describe(path, attempt_key(key, fence), spec, video.frames.shape)
+            for path, key, spec in zip(paths, job.output_keys, job.request.outputs, strict=True)
+        )
+
+    def store(self, spooled: Spooled) -> None:
+        """Put encoded files where their attempt's belong.
 
         Raises:
-            StorageFailed: one could not be written; earlier ones are there.
+            StorageFailed: one could not be written, or the spool was taken by another attempt; earlier ones are there.
         """
-        return [
-            self._store(path, attempt_key(key, fence), spec, video.frames.shape)
-            for path, key, spec in zip(paths, job.output_keys, job.request.outputs, strict=True)
-        ]
-
-    def _store(self, path: Path, key: str, spec: OutputSpec, shape: tuple[int, ...]) -> Output:
-        num_frames, height, width, _ = shape
-        self.storage.put(path, key)
-        return Output(
-            key=key,
-            format=spec.format,
-            media_type=formats()[spec.format].media_type,
-            bytes=path.stat().st_size,
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            fps=spec.fps,
-            sha256=_sha256(path),
-        )
+        for path, output in zip(spooled.paths, spooled.outputs, strict=True):
+            self.storage.put(path, output.key)
 
     def discard(self, job: VideoJob, fence: int) -> None:
         """Remove the files of an attempt that was not published."""
@@ -81,6 +71,16 @@ def _encode(video: Video, spec: OutputSpec, path: Path, about: dict[str, str] | 
     return path
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _describe(path: Path, key: str, spec: OutputSpec, shape: tuple[int, ...]) -> Output:
+    num_frames, height, width, _ = shape
+    return Output(
+        key=key,
+        format=spec.format,
+        media_type=formats()[spec.format].media_type,
+        bytes=path.stat().st_size,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        fps=spec.fps,
+        sha256=sha256(path),
+    )

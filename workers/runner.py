@@ -17,7 +17,7 @@ import structlog
 from models import PreparedRequest
 from polyreel.admission import work
 from polyreel.durations import seconds_key
-from polyreel.errors import Cancelled, QueueUnavailable
+from polyreel.errors import Cancelled, QueueUnavailable, StorageAway
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim, Wishes
 from polyreel.metrics import LOADS
@@ -35,7 +35,9 @@ from workers.prepare import Preparer
 from workers.reports import Reports
 from workers.residency import Residency
 from workers.results import Results
+from workers.room import Room
 from workers.snapshots import JobSnapshots
+from workers.spool import spool_beside
 from workers.stop import Stop
 
 log = structlog.get_logger()
@@ -62,13 +64,14 @@ class JobRunner:
         keeping: keeps the leases.
         residency: the pipelines.
         storage: where files go.
-        scratch: folder for files in the making, on a local disk.
+        scratch: folder for snapshots in the making, on a local disk; the spool lies beside it.
         worker: this worker's name, as in its heartbeat.
         file_metadata: write each video's receipt into its files.
         batch_sizes: what was measured on this machine.
         resume_every: see `polyreel.settings.Settings`.
         previews: show pictures of what is being denoised.
         judge: asks the content policy; None is no policy.
+        spool_s, least_free_bytes: how long files wait for the storage, seconds; without this space none is made.
 
     Attributes:
         keeping: keeps the leases; it says which jobs this worker has.
@@ -94,6 +97,8 @@ class JobRunner:
         resume_every: int = 5,
         previews: bool = False,
         judge: Judge | None = None,
+        spool_s: float = 600.0,
+        least_free_bytes: float = 0.0,
     ) -> None:
         self.queue = queue
         self.records = queue.records
@@ -115,13 +120,17 @@ class JobRunner:
         self._resume_every = resume_every
         self._previews = previews and (judge is None or judge.shows_previews)
         self._judge = judge
+        self._spool = spool_beside(scratch)
+        self._room = Room(storage, self._spool.folder, least_free_bytes)
         self._finisher = Finisher(
             queue.records,
             Results(storage),
-            scratch,
+            self._spool,
             worker,
             self._begun,
+            self._waits,
             self._ended,
+            spool_s=spool_s,
             file_metadata=file_metadata,
             judge=judge,
         )
@@ -140,8 +149,11 @@ class JobRunner:
         return [claim.job_id for claim in self.keeping.claims]
 
     def claim(self, wishes: Wishes) -> list[Claim]:
-        """Ask for work; what comes is kept from then on, or given back by `hand_back`."""
-        if not self.keeping.is_heard:
+        """Ask for work; what comes is kept from then on, or given back by `hand_back`.
+
+        Nothing comes while there is no space for it, or no storage: what waits in the queue goes on waiting.
+        """
+        if not (self.keeping.is_heard and self._finisher.takes_more and self._room.is_there):
             return []
         self._is_claiming = True
         claims = self.queue.leases.claim(self.worker, wishes)
@@ -161,7 +173,7 @@ class JobRunner:
             limit: for the time that the call may take.
         """
         try:
-            taken = [job for claim in claims if (job := self._read(claim))]
+            taken = self._made_before([job for claim in claims if (job := self._read(claim))])
             if taken:
                 if any(job.attempts > 1 for job, _ in taken):
                     # It may be what took its last worker down; a job whose file is in the making would go down with it
@@ -188,10 +200,16 @@ class JobRunner:
             self.current, self.loading = (), ""
             self.keeping.refresh()
 
-    def finish(self) -> None:
-        """Wait for the files in the making; a stop of the process hands them back."""
+    def finish(self, uploads_s: float = 0.0) -> None:
+        """Wait for the files in the making; a stop of the process hands them back.
+
+        Args:
+            uploads_s: how long to wait for those that the storage does not take, seconds; the next worker of this
+                machine stores what is left.
+        """
         try:
             self._finisher.wait()
+            self._finisher.wait_for_uploads(uploads_s)
         except (SystemExit, KeyboardInterrupt):
             self.stop.is_heeded = True
             self.hand_back()
@@ -248,6 +266,17 @@ class JobRunner:
             return None
         return stored.job, claim
 
+    def _made_before(self, taken: list[Taken]) -> list[Taken]:
+        """Have those finished whose files an earlier attempt has made on this machine; return the others."""
+        found = [(job, claim, spooled) for job, claim in taken if (spooled := self._spool.take(job, claim.fence))]
+        videos = []
+        for job, claim, spooled in found:
+            log.info("files of an earlier attempt found", job_id=job.id)
+            saved = self._snapshots([(job, claim)], resumes=False)
+            videos.append(Finished(job, claim, None, spooled.facts, spooled.timings, saved, spooled))
+        self._finisher.hand(videos)
+        return [(job, claim) for job, claim in taken if claim not in [claim for _, claim, _ in found]]
+
     def _run(self, taken: list[Taken], limit: Limit) -> None:
         timings: dict[str, float] = {}
         claims = [claim for _, claim in taken]
@@ -297,6 +326,8 @@ class JobRunner:
             end = one if isinstance(one, Exception) else next(rest)
             if claim in reports.dropped:
                 self._end_dropped([(job, claim)], snapshots)
+            elif isinstance(end, StorageAway):
+                self._wait_for_storage((job, claim), end)
             elif isinstance(end, Exception):
                 self._end_all([(job, claim)], end, snapshots)
             else:
@@ -329,12 +360,14 @@ class JobRunner:
         finally:
             self.keeping.limit(claims, None)
 
-    def _snapshots(self, taken: Sequence[Taken]) -> JobSnapshots | None:
+    def _snapshots(self, taken: Sequence[Taken], *, resumes: bool = True) -> JobSnapshots | None:
         """Return where a long job that runs alone saves what it has, and finds what an earlier attempt saved."""
         [(job, claim), *others] = taken
         if others or not job.saved:
             return None
-        return JobSnapshots(self._storage, job.id, claim.fence, every=self._resume_every, scratch=self._scratch)
+        return JobSnapshots(
+            self._storage, job.id, claim.fence, every=self._resume_every, scratch=self._scratch, resumes=resumes
+        )
 
     def _prepare(self, taken: list[Taken]) -> list[PreparedRequest | Exception]:
         """Bring to hand what the requests refer to; an error for each that cannot be prepared."""
@@ -382,6 +415,12 @@ class JobRunner:
         let_go(err)
         self.attempts.recover(model, err)
 
+    def _wait_for_storage(self, taken: Taken, why: StorageAway) -> None:
+        """Give a job back whose pictures cannot be read now; counted, or it might go round for ever."""
+        self._finisher.storage_failed(why)
+        log.warning("job handed back", job_id=taken[1].job_id, reason=why.message)
+        self._release(taken[1], counted=True)
+
     def _end_dropped(self, taken: Sequence[Taken], snapshots: JobSnapshots | None = None) -> None:
         for _, claim in taken:
             self._drop(claim, "cancelled, or given to another worker")
@@ -407,11 +446,15 @@ class JobRunner:
         self.keeping.let_go(claim)
 
     def _begun(self, made: Finished) -> None:
-        """Limit the time that the files of a job may take; called in the finisher's thread. A storage may hang."""
+        """Limit the time that the files of a job may take; called in a finisher's thread. A storage may hang."""
         self.keeping.limit([made.claim], max(FINISH_S, self.queue.job_timeout_s))
 
+    def _waits(self, made: Finished) -> None:
+        """Lift that limit while files wait for the storage; called in a finisher's thread."""
+        self.keeping.limit([made.claim], None)
+
     def _ended(self, made: Finished, succeeded: bool) -> None:
-        """Note the end of a job; called in the finisher's thread."""
+        """Note the end of a job; called in a finisher's thread, one at a time."""
         self.succeeded += succeeded
         self.keeping.let_go(made.claim)  # tells the count too
         if made.snapshots and (succeeded or self._is_over(made.claim)):

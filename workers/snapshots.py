@@ -32,12 +32,15 @@ class JobSnapshots:
         fence: of this attempt, 1 or more.
         every: denoising steps between two saves, 1 or more.
         scratch: folder on a local disk.
+        resumes: False reads nothing: the video is made, and only `delete` is wanted.
 
     Attributes:
         state: the newest whole snapshot of an attempt before this one, None when there is none.
     """
 
-    def __init__(self, storage: Storage, job_id: str, fence: int, *, every: int, scratch: Path) -> None:
+    def __init__(
+        self, storage: Storage, job_id: str, fence: int, *, every: int, scratch: Path, resumes: bool = True
+    ) -> None:
         self.every = every
         self._storage = storage
         self._job_id = job_id
@@ -48,7 +51,7 @@ class JobSnapshots:
         self._waiting: Future[None] | None = None
         self._closed = False
         self._lock = threading.Lock()  # of the two above: a job may be given up while it saves
-        self.state = self._newest()
+        self.state = self._newest() if resumes else None
 
     def save(self, state: bytes, step: int) -> None:
         """Store a snapshot in the place of this attempt's last one, in a thread; returns at once.

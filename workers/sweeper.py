@@ -1,8 +1,8 @@
 """Removes what nobody may fetch any more.
 
 Results past their retention; the files of jobs whose record has gone before, because it was deleted or was to be kept
-only briefly; what killed workers left in scratch. A results folder belongs to one Redis: what another one's jobs had
-made would be taken for forgotten.
+only briefly; what killed workers left in scratch and in the spool. A results folder belongs to one Redis: what another
+one's jobs had made would be taken for forgotten.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import redis
 import structlog
 
+from polyreel.job import JobStatus
 from polyreel.records import job_key
 from polyreel.storage import JOB_FOLDERS, Storage
+from workers.spool import spool_beside
 
 log = structlog.get_logger()
 
@@ -66,12 +69,20 @@ class Sweeper:
             with suppress(FileNotFoundError):  # another worker has just finished with it
                 if now - leftover.stat().st_mtime > SCRATCH_S:
                     shutil.rmtree(leftover, ignore_errors=True)
+        spool_beside(self._scratch).sweep(self._are_over)
         removed = self._storage.sweep(now - self._retention_s - GRACE_S)
         for folder in JOB_FOLDERS:
             names = self._storage.folders(folder, now - GRACE_S)
             for i in range(0, len(names), _CHUNK):
                 removed += self._remove_forgotten(folder, names[i : i + _CHUNK])
         return removed
+
+    def _are_over(self, job_ids: Sequence[str]) -> list[bool]:
+        """Say of jobs whether each has ended, or is gone."""
+        pipeline = self._client.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.hget(job_key(job_id), "status")
+        return [status is None or JobStatus(status).is_terminal for status in pipeline.execute()]
 
     def _remove_forgotten(self, folder: str, job_ids: list[str]) -> int:
         """Remove the files of those jobs that have no record; return how many went.

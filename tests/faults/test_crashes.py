@@ -44,7 +44,7 @@ def ended(crowd: Crowd) -> Kept:
         ("claimed", 1, 2),  # taken, not begun: nothing was generated before
         ("step", 2, 2),
         ("encoding", 2, 2),
-        ("stored", 2, 2),  # the file is there, the record does not know: the other attempt's file is published
+        ("stored", 1, 2),  # the file is there, the record does not know: the other attempt stores it again, unmade
         ("ended", 1, 1),  # the record knows: nothing is done again
     ],
 )

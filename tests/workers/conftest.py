@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,10 +107,10 @@ def make_residency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def make_runner(
     queue: Queue, stored: LocalStorage, make_residency: Callable[..., Residency], tmp_path: Path
 ) -> Callable[..., JobRunner]:
-    """Return a factory of runners that serve one family under the catalogue name "ltx-tiny"."""
+    """Return a factory of runners that serve one family under the catalogue name "ltx-tiny". Any: as `JobRunner`."""
 
-    def make(family: Family, *, worker: str = "one", storage: Storage = stored) -> JobRunner:
+    def make(family: Family, *, worker: str = "one", storage: Storage = stored, **options: Any) -> JobRunner:
         residency = make_residency(**{"ltx-tiny": family})
-        return runner_for(queue, residency, storage, tmp_path / "scratch", worker)
+        return runner_for(queue, residency, storage, tmp_path / "scratch", worker, **options)
 
     return make

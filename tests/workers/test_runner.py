@@ -564,14 +564,14 @@ def test_a_storage_that_fails_leaves_no_part_of_the_result(
     assert (failed.status, failed.error_code, failed.outputs) == (JobStatus.FAILED, "storage_failed", ())
     assert failed.error_message == "The result could not be stored: No space left on device."
     assert files_in(tmp_path / "results") == []
-    assert files_in(tmp_path / "scratch") == []
+    assert files_in(tmp_path / "scratch") == files_in(tmp_path / "spool") == []
 
 
 @pytest.mark.parametrize("family", [Quick(), Raising(RuntimeError("x"))], ids=["success", "failure"])
 def test_no_scratch_file_is_left(make_runner: MakeRunner, queue: Queue, tmp_path: Path, family: Quick) -> None:
     queue.submit(queued())
     run(make_runner(family))
-    assert files_in(tmp_path / "scratch") == []
+    assert files_in(tmp_path / "scratch") == files_in(tmp_path / "spool") == []
 
 
 def test_a_worker_serves_on_after_a_failure(make_runner: MakeRunner, queue: Queue) -> None:
