@@ -11,10 +11,12 @@ import typer
 
 from polyreel import __version__
 from polyreel.cli_audit import audit
+from polyreel.cli_backup import backup, restore
 from polyreel.cli_config import config_app
 from polyreel.cli_doctor import doctor
 from polyreel.cli_jobs import jobs_app
 from polyreel.cli_keys import keys_app
+from polyreel.cli_migrate import migrate
 from polyreel.cli_options import ConfigOption, StateDirOption, complete_models
 from polyreel.cli_server import gpus, queue
 from polyreel.cli_storage import storage_app
@@ -34,6 +36,9 @@ app.add_typer(config_app, name="config")
 app.add_typer(keys_app, name="keys")
 app.add_typer(storage_app, name="storage")
 app.command()(audit)
+app.command()(backup)
+app.command()(restore)
+app.command()(migrate)
 app.add_typer(jobs_app, name="jobs")
 bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
