@@ -17,7 +17,7 @@ from polyreel.cli_doctor import doctor
 from polyreel.cli_jobs import jobs_app
 from polyreel.cli_keys import keys_app
 from polyreel.cli_migrate import migrate
-from polyreel.cli_options import ConfigOption, StateDirOption, complete_models
+from polyreel.cli_options import ConfigOption, JsonOption, StateDirOption, complete_models
 from polyreel.cli_server import gpus, queue
 from polyreel.cli_storage import storage_app
 from polyreel.errors import ConfigurationError, PolyreelError
@@ -141,11 +141,13 @@ def generate(
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     device: DeviceOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make one video here and now, without a server."""
     values = dict(locals())
-    flags = _flags(**{name: value for name, value in values.items() if name not in ("prompts", "closed_loop")})
-    _become("generate", [*flags, *(["--closed-loop"] if closed_loop else []), "--", *prompts])
+    switches = {"closed_loop": "--closed-loop", "as_json": "--json"}
+    flags = _flags(**{name: value for name, value in values.items() if name not in ("prompts", *switches)})
+    _become("generate", [*flags, *(flag for name, flag in switches.items() if values[name]), "--", *prompts])
 
 
 @app.command()
@@ -169,9 +171,10 @@ def pull(
     verify: Annotated[bool, typer.Option("--verify", help="Read all files again and mend what is damaged.")] = False,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Download the weights of models, LoRAs and embeddings; HF_HOME says where to."""
-    switches = {"--all": everything, "--update": update, "--verify": verify}
+    switches = {"--all": everything, "--update": update, "--verify": verify, "--json": as_json}
     flags = _flags(config=config, state_dir=state_dir)
     _become("pull", [*flags, *(name for name, on in switches.items() if on), "--", *(names or [])])
 
@@ -185,10 +188,11 @@ def bench_batch(
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     device: DeviceOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure what sharing a call gains, per size; workers batch jobs by it."""
     flags = _flags(size=size, steps=steps, repeat=repeat, config=config, state_dir=state_dir, device=device)
-    _become("bench batch", [*flags, "--", model])
+    _become("bench batch", [*flags, *(["--json"] if as_json else []), "--", model])
 
 
 @app.command()

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource, SecretsSettingsSource
 
 from polyreel.errors import ConfigurationError, did_you_mean
 from polyreel.settings import Settings
+from polyreel.wrong_settings import explain
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def load_settings(config: str | None = None, **command_line: object) -> Loaded:
         command_line: values given as flags; None means not given.
 
     Raises:
-        ConfigurationError: names the setting, what is wrong and what would be right; never quotes a value.
+        ConfigurationError: names the setting, what came and what would be right; never quotes a secret.
     """
     _refuse_unknown_environment(os.environ)
     profile = config or os.environ.get("POLYREEL_CONFIG") or "tiny"
@@ -65,7 +66,7 @@ def load_settings(config: str | None = None, **command_line: object) -> Loaded:
     try:
         settings = Settings(**merged)
     except ValidationError as err:
-        raise ConfigurationError(explain(err, origin)) from None
+        raise ConfigurationError(explain(err, origin, "", Settings)) from None
     return Loaded(settings, origin)
 
 
@@ -147,37 +148,3 @@ def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
         if upper.startswith("POLYREEL_") and upper.split("__")[0] not in known:
             near = " Did you mean REDIS_URL?" if upper == "POLYREEL_REDIS_URL" else did_you_mean(upper, known)
             raise ConfigurationError(f"{name}: there is no such setting.{near} `polyreel config show` lists them all.")
-
-
-def explain(
-    err: ValidationError, origin: Mapping[str, str], prefix: str = "", known: type[BaseModel] = Settings
-) -> str:
-    """Return one line per problem: the setting, where its value came from, what is wrong, the nearest right name.
-
-    pydantic's own text would quote the value, and the value may be a key.
-    """
-    lines = []
-    for problem in err.errors(include_input=False, include_url=False):
-        where = ".".join([prefix, *map(str, problem["loc"])] if prefix else list(map(str, problem["loc"])))
-        top = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            hint = did_you_mean(str(problem["loc"][-1]), _names_at(known, problem["loc"][:-1]))
-            lines.append(f"{where}: there is no such setting.{hint} (from {origin.get(top, 'profile')})")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message} (from {origin.get(top, 'default')})")
-    return "\n".join(lines)
-
-
-def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the field names that are legal at `loc`, following nested models and mappings of models."""
-    parts = iter(loc)
-    for part in parts:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-        if getattr(field.annotation, "__origin__", None) is dict:
-            next(parts, None)  # a key of the mapping, which may be called like a field
-    return list(model.model_fields)

@@ -7,6 +7,7 @@ alone as the control, because machines are noisy. Encoding and storing are not p
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("config", "device"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--state-dir", type=Path)
+    parser.add_argument("--json", action="store_true")
     return parser
 
 
@@ -120,7 +122,11 @@ def _bench(options: argparse.Namespace) -> int:
         measured.append(as_size(request, runs))
         # Each at once: large models take an hour, and a stop must not cost what is known.
         store(path, model, settings.catalogue[model], device, tuple(measured))
-    Console().print(table(f"{model} on {device}", measured))
+    if options.json:
+        sizes = [size.model_dump(mode="json") for size in measured]
+        print(json.dumps({"model": model, "device": device, "sizes": sizes}))  # noqa: T201
+    else:
+        Console().print(table(f"{model} on {device}", measured))
     console.print(f"stored in {path}; workers read it when they start", soft_wrap=True)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 
@@ -75,6 +76,16 @@ def _generate(options: argparse.Namespace) -> int:
     with console.status(f"encoding {format.name}"):
         format.encode(video.frames, request.outputs[0], part, audio=video.audio, metadata=about)
         part.replace(options.output)
+    if options.json:
+        made: dict[str, object] = {
+            "file": str(options.output),
+            "model": model,
+            "format": format.name,
+            "seed": request.seed,
+        }
+        size = {"height": request.delivered_height, "width": request.delivered_width}
+        print(json.dumps(made | size | {"num_frames": request.num_frames, "fps": request.fps}))  # noqa: T201
+        return 0
     console.print(
         f"{options.output}: {request.num_frames} frames of {request.delivered_width}x{request.delivered_height} "
         f"at {request.fps:g} fps, "

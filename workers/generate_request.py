@@ -51,7 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}")
     for name in ("keyframe", "lora", "embedding"):
         parser.add_argument(f"--{name}", action="append", default=[])
-    parser.add_argument("--closed-loop", action="store_true")
+    for name in ("closed-loop", "json"):
+        parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--state-dir", type=Path)
     return parser
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polyreel.errors import CheckpointUnavailable, ConfigurationError, InvalidRequest, did_you_mean
 from polyreel.pins import Pins
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polyreel pull")
     parser.add_argument("names", nargs="*")
-    for name in ("all", "update", "verify"):
+    for name in ("all", "update", "verify", "json"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--config")
     parser.add_argument("--state-dir", type=Path)
@@ -61,6 +62,7 @@ def _pull(options: argparse.Namespace) -> int:
     chosen = choose(entries(settings), options.names, everything=options.all)
     folder = settings.state_dir / "checkpoints"
     failed = False
+    rows: list[dict[str, Any]] = []  # Any: JSON
 
     plans = []
     for entry in chosen:
@@ -81,7 +83,11 @@ def _pull(options: argparse.Namespace) -> int:
             failed = True
             _say(f"polyreel pull: {plan.entry.name}: {err}")
             continue
-        failed |= not _report(plan.entry, settings)
+        row = _report(plan.entry, settings, as_json=options.json)
+        failed |= row["state"] != "ready"
+        rows.append(row)
+    if options.json:
+        print(json.dumps(rows))  # noqa: T201
     return 1 if failed else 0
 
 
@@ -238,16 +244,18 @@ def _fetch(plan: Plan) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _report(entry: Entry, settings: Settings) -> bool:
-    """Say whether the entry is ready, and where it is."""
+def _report(entry: Entry, settings: Settings, *, as_json: bool) -> dict[str, Any]:  # Any: JSON
+    """Say whether the entry is ready, and where it is; return the same."""
     found = inspect(entry, settings)
+    row = {"name": entry.name, "kind": entry.kind, **asdict(found)}
     if found.state != "ready":
         _say(f"polyreel pull: {entry.name} is {found.state}: {found.detail}")
-        return False
+    if found.state != "ready" or as_json:
+        return row
     commit = f" at {found.revision[:12]}" if found.revision else ""
     what = "is ready" if entry.is_from_hub else f"is ready, nothing to download ({entry.what.checkpoint})"
     print(f"{entry.name} {what}: {found.path or entry.what.checkpoint}{commit}")  # noqa: T201
-    return True
+    return row
 
 
 def size(count: int) -> str:

@@ -24,9 +24,9 @@ from polyreel.catalogue import Catalogue
 from polyreel.discovery import discover
 from polyreel.errors import ConfigurationError, PolyreelError, did_you_mean
 from polyreel.keys import Caller
-from polyreel.profiles import explain
 from polyreel.records import StoredJob
 from polyreel.settings import Settings
+from polyreel.wrong_settings import explain
 from server.snippets import Say
 
 

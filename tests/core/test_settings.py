@@ -246,14 +246,32 @@ def test_no_secret_shows_in_the_text_of_the_settings() -> None:
     assert SECRET not in str(settings)
 
 
-def test_a_wrong_value_beside_a_key_quotes_neither(profile) -> None:
-    config = profile(f"api_keys: {{alice: {SECRET}}}\nport: {SECRET}\nthreads: 0\n")
+def test_a_wrong_value_is_quoted_and_a_key_beside_it_is_not(profile) -> None:
+    config = profile(f"api_keys: {{alice: {SECRET}}}\nport: eighty\nthreads: 0\npreviews: 7\n")
     message = refusal(config)
     assert f"port: Input should be a valid integer, unable to parse string as an integer (from profile {config})" in (
         message
     )
     assert "threads: Input should be greater than or equal to 1" in message
     assert SECRET not in message
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"api_keys: [{SECRET}]", "api_keys: write a mapping, NAME: VALUE; what came is a secret and not shown"),
+        (f"redis_url: {SECRET}", "redis_url: must start with redis://, rediss:// or unix://; what came is a secret"),
+        (f"webhook_secrets: [{SECRET}]", "webhook_secrets: write \"whsec_\" and 24 to 64 random bytes"),
+        ("key_pepper: [1]", "key_pepper: write a text; what came is a secret and not shown"),
+        ("s3: {secret_access_key: [1]}", "s3.secret_access_key: write a text; what came is a secret and not shown"),
+        ("s3: {region: [1]}", "s3.region: write a text (from"),
+        (f"redis_pasword: {SECRET}", "redis_pasword: there is no such setting."),
+    ],
+)
+def test_a_value_that_may_be_a_secret_is_never_quoted(profile, text: str, message: str) -> None:
+    refused = refusal(profile(text + "\n"))
+    assert refused.startswith(message)
+    assert SECRET not in refused
+
 
 
 def test_yaml_that_does_not_parse_is_refused_without_quoting_its_lines(profile) -> None:

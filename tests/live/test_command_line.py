@@ -221,7 +221,7 @@ def test_config_show_says_where_each_value_comes_from_and_hides_the_keys(tmp_pat
             "POLYREEL_MAX_QUEUD: there is no such setting. Did you mean POLYREEL_MAX_QUEUED?",
         ),
         ({"POLYREEL_API_KEYS": "team:short"}, "api_keys: the key of 'team' must be 16 or more printable characters"),
-        ({"POLYREEL_PORT": "eighty"}, "port: Input should be a valid integer"),
+        ({"POLYREEL_PORT": "eighty"}, "port: write a whole number, got 'eighty' (from environment)"),
         ({"REDIS_URL": "http://x"}, "redis_url: must start with redis://, rediss:// or unix://"),
         ({"POLYREEL_DEVICE": "gpu"}, "device: use auto, cpu, mps, cuda or cuda:N"),
         ({"POLYREEL_STATE_DIR": "/proc/nowhere"}, "state_dir: cannot write to /proc/nowhere"),

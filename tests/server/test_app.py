@@ -344,7 +344,7 @@ def test_the_longest_prefix_decides_the_dialect_of_a_path(monkeypatch: pytest.Mo
         ),
         (
             {"modelslab": {"out_of_range": "ignore"}},
-            "dialects.modelslab.out_of_range: Input should be 'error' or 'clamp'",
+            "dialects.modelslab.out_of_range: use 'error' or 'clamp', got 'ignore'",
         ),
     ],
 )
