@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 import polyreel
+from polyreel.catalogue import OWN
 from polyreel.errors import (
     ConfigurationError,
     MethodNotAllowed,
@@ -41,6 +42,7 @@ from server.joining import Joined, Joining
 from server.http_metrics import HttpMetrics
 from server.live_workers import LiveWorkers
 from server.openapi import add_schemes
+from server.page import add_page
 from server.published import Published
 from server.reader import connect_reader
 from server.services import Services
@@ -52,6 +54,9 @@ log = structlog.get_logger()
 
 #: FastAPI's pages load their scripts from a CDN: blank on a closed network, and foreign code on an open one.
 _NO_DOCS: dict[str, Any] = {"docs_url": None, "redoc_url": None}
+
+#: Group of the routes that belong to no dialect, in the API reference.
+SERVER_TAG = "Server"
 
 
 def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = None) -> FastAPI:
@@ -134,11 +139,14 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     app.state.storage_watch = StorageWatch(shared.storage)
     app.add_middleware(Joined, joining=joining)
     app.add_middleware(Edge, http_metrics=app.state.http_metrics)  # last, so around the others
-    app.include_router(health.router)
-    app.include_router(files.router)
-    app.include_router(metrics.router)
+    app.include_router(health.router, tags=[SERVER_TAG])
+    app.include_router(files.router, tags=[SERVER_TAG])
+    app.include_router(metrics.router, tags=[SERVER_TAG])
+    if settings.web_page:
+        add_page(app, settings)
     for dialect in dialects().values():
-        app.include_router(dialect.router)
+        app.include_router(dialect.router, tags=[dialect.title or dialect.name])
+    app.openapi_tags = _tags()
     add_schemes(app)
     app.add_exception_handler(PolyreelError, _render)
     app.add_exception_handler(HTTPException, _render_framework_error)
@@ -156,6 +164,13 @@ def dialect_of(path: str) -> Dialect | None:
         if path.startswith(prefix)
     ]
     return max(matches, key=lambda match: match[0])[1] if matches else None
+
+
+def _tags() -> list[dict[str, str]]:
+    """Return the groups of the API reference, our own API first."""
+    own_first = sorted(dialects().values(), key=lambda dialect: (dialect.name != OWN, dialect.title))
+    tags = [{"name": dialect.title or dialect.name, "description": dialect.about} for dialect in own_first]
+    return [*tags, {"name": SERVER_TAG, "description": "How the server is, and the files that links lead to."}]
 
 
 async def _render(request: Request, err: Exception) -> Response:
