@@ -78,6 +78,11 @@ ENDED = Metric(
 REQUEUED = Metric(
     "polyreel_jobs_requeued", "Times that a job was taken from a dead worker and put back.", total="requeued"
 )
+QUOTA_REMOVED = Metric(
+    "polyreel_jobs_removed_by_quota",
+    "Ended jobs that went before their retention was over, for `disk_quota_gb`.",
+    total="quota_removed",
+)
 OPEN = Metric("polyreel_jobs_open", "Jobs that have not ended, waiting ones among them.", "gauge")
 WAITING = Metric("polyreel_jobs_waiting", "Jobs that no worker has yet, by model.", "gauge", _MODEL)
 CLAIMED = Metric("polyreel_jobs_claimed", "Jobs that workers have.", "gauge")

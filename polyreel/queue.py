@@ -99,13 +99,17 @@ class Queue:
             self.records.check(job, self.max_open, max_open_of_owner=self.max_open_of_owner, terms=terms)
 
     def delete(self, job_id: str) -> bool:
-        """As `Records.delete`.
+        """As `Records.delete`; raises as `forget`."""
+        return self.forget(job_id) is not None
+
+    def forget(self, job_id: str) -> list[str] | None:
+        """As `Records.forget`.
 
         Raises:
             QueueUnavailable: Redis does not answer.
         """
         with redis_errors():
-            return self.records.delete(job_id)
+            return self.records.forget(job_id)
 
     def cancel(self, job_id: str) -> str:
         """As `Records.cancel`.

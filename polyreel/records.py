@@ -17,6 +17,8 @@
     polyreel:commands:{name}  what it is told about its models, see `polyreel.commands`
     polyreel:pinned           hash, model to whether it stays loaded, likewise
     polyreel:preview:{id}     a picture of an unfinished job, see `polyreel.previews`
+    polyreel:pictures         set of the keys of clients' pictures in the storage
+    polyreel:picture:{key}    set of the job ids that use one; ids whose record is gone are taken out where they are met
     polyreel:residents        hash, worker to the models in its memory, JSON
     polyreel:seconds          hash, model name to the moving mean of its seconds per job
     polyreel:seconds:shapes   hash, `polyreel.durations.seconds_key` to the moving mean of its seconds, loading left out
@@ -61,6 +63,7 @@ from polyreel.scripts import arguments, exception_text, script
 from polyreel.terms import IDEMPOTENCY_S, WEIGHTS, Terms
 
 OPEN = "polyreel:open"
+PICTURES = "polyreel:pictures"
 SECONDS = "polyreel:seconds"
 SHAPES = "polyreel:seconds:shapes"
 RATES = "polyreel:rates"
@@ -198,6 +201,7 @@ class Records:
         self._release = script(client, "release")
         self._cancel = script(client, "cancel")
         self._delete = script(client, "delete")
+        self._pictures = script(client, "pictures")
         self._usage = script(client, "usage")
         self._count = script(client, "count")
 
@@ -277,6 +281,7 @@ class Records:
             "ends": terms.ends,
             "ending": ending_terms(self.retention_s, job.error_message),
             "only_asks": only_asks,
+            "pictures": [image.key for image in job.request.images],
         }
         said = self._submit(args=arguments(how, *fields, *entry_fields(job, timeout_s, self.client)))
         answer = [str(part) for part in said]
@@ -351,12 +356,35 @@ class Records:
         return str(self._cancel(args=arguments(self._terms() | {"id": job_id})))
 
     def delete(self, job_id: str) -> bool:
-        """Forget a job that has ended, with all that leads to it; False for an unfinished one, which stays.
+        """As `forget`; False for an unfinished job, which stays."""
+        return self.forget(job_id) is not None
 
-        Its Idempotency-Key stands for nothing then, and its files are the caller's to remove. One that is not there is
-        deleted: a client asks again when the reply was lost.
+    def forget(self, job_id: str) -> list[str] | None:
+        """Forget a job that has ended, with all that leads to it.
+
+        Its Idempotency-Key stands for nothing then, and its files are the caller's to remove (`polyreel.removal`). One
+        that is not there is forgotten: a client asks again when the reply was lost.
+
+        Returns:
+            Keys in the storage of its pictures that no other job uses; None for an unfinished job, which stays.
         """
-        return str(self._delete(args=arguments({"id": job_id}))) == "deleted"
+        word, *pictures = (str(part) for part in self._delete(args=arguments({"id": job_id})))
+        return pictures if word == "deleted" else None
+
+    def unused_pictures(self, most: int = 500) -> list[str]:
+        """Forget pictures that no job uses any more, those of expired records too, and return their keys.
+
+        Args:
+            most: pictures that are looked at in one step of Redis.
+        """
+        unused: list[str] = []
+        cursor = 0
+        while True:
+            cursor, names = self.client.sscan(PICTURES, cursor, count=most)
+            if names:
+                unused += (str(key) for key in self._pictures(args=arguments({"pictures": list(names)})))
+            if not cursor:
+                return unused
 
     def usage(self, account: str) -> Usage:
         """Return what an account has used today; all zeros for one that was never heard of.

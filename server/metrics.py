@@ -113,7 +113,7 @@ def _show_queue(n: _Numbers, shown: Shown) -> None:
     shown.counters(metrics.ENDED, ended)
     for metric in (metrics.STEPS, metrics.LOADS, metrics.CACHE_HITS):
         shown.counters(metric, counted(metric, n.series))
-    for metric in (metrics.REQUEUED, metrics.DELIVERED, metrics.GIVEN_UP, metrics.RETRIED):
+    for metric in (metrics.REQUEUED, metrics.QUOTA_REMOVED, metrics.DELIVERED, metrics.GIVEN_UP, metrics.RETRIED):
         shown.one(metric, n.counts.get(metric.total, 0))
     for metric in (metrics.WAITED, metrics.STAGE, metrics.STEP_SECONDS, metrics.BATCH):
         shown.histograms(metric, observed(metric, n.series))

@@ -14,10 +14,11 @@ import re
 import struct
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyreel.errors import InvalidRequest, UnusablePicture
+from polyreel.errors import InvalidRequest, StorageFailed, UnusablePicture
 from polyreel.request import picture_key
 from polyreel.storage import Storage
 
@@ -72,6 +73,16 @@ class Picture:
             path = Path(folder) / "picture"
             path.write_bytes(self.content)
             storage.put(path, self.key)  # also when it is there: the sweeper goes by the time of the last use
+
+    def restore(self, storage: Storage) -> None:
+        """Store it once more if it has gone again; blocks.
+
+        Between `store` and the submit that names it, the last job that used the same picture may have been deleted, and
+        the file with it. A storage that is away now has it, as far as anybody knows.
+        """
+        with suppress(StorageFailed):
+            if storage.size(self.key) is None:
+                self.store(storage)
 
 
 def read_picture(field: str, text: str) -> Picture:

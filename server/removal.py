@@ -1,22 +1,15 @@
-"""Getting rid of a job: one that is unfinished is cancelled, one that has ended is forgotten with all its files.
-
-The record goes first: with it every link to the files goes, in all processes. What of the files is not removed then,
-because the storage is away, a worker's sweeper removes later (`workers.sweeper`).
-"""
+"""Getting rid of a job: one that is unfinished is cancelled, one that has ended is forgotten with all its files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import structlog
 from starlette.concurrency import run_in_threadpool
 
-from polyreel.errors import NotCancellable, StorageFailed
+from polyreel.errors import NotCancellable
 from polyreel.records import StoredJob
-from polyreel.storage import JOB_FOLDERS
+from polyreel.removal import remove_files
 from server.services import Services
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +43,8 @@ async def remove(shared: Services, job_id: str, owner: str) -> Removal:
         except NotCancellable as err:
             if err.reason == "finishing":
                 raise  # else it has ended this moment
-    await shared.gate.in_thread(shared.queue.delete, stored.job.id)
+    pictures = await shared.gate.in_thread(shared.queue.forget, stored.job.id)
     shared.published.forget(stored.job.id)
-    for folder in JOB_FOLDERS:
-        try:
-            await run_in_threadpool(shared.storage.delete_folder, f"{folder}/{stored.job.id}")
-        except StorageFailed as err:
-            log.warning("files of a deleted job stay for now", job_id=stored.job.id, reason=err.message)
+    if pictures is not None:
+        await run_in_threadpool(remove_files, shared.storage, stored.job.id, pictures)
     return Removal(stored, is_deleted=True)

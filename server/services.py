@@ -234,6 +234,8 @@ class Services:
         for picture in pictures:
             await run_in_threadpool(picture.store, self.storage)
         stored = await self.gate.in_thread(self.queue.submit, job, terms)
+        for picture in pictures:
+            await run_in_threadpool(picture.restore, self.storage)
         if stored.job.id != job.id:  # another request with the same key was quicker
             replayed()
         return stored

@@ -64,6 +64,7 @@ def _work(options: argparse.Namespace) -> int:
     from workers.memory import device_memory
     from workers.model_orders import ModelOrders
     from workers.offer import Offer
+    from workers.quota import quota_of
     from workers.residency import Residency
     from workers.runner import JobRunner
     from workers.self_check import UNFIT_EXIT
@@ -142,6 +143,7 @@ def _work(options: argparse.Namespace) -> int:
     storage = connect_storage(settings.storage_url, settings.s3)
     batch_sizes = BatchSizes.load(settings.state_dir / "batches.json", settings.catalogue, device_name(device))
     reports = Records(connect(url, patient=False), settings.retention_s, settings.lease_s)
+    quota = quota_of(settings, storage, reports)
     runner = JobRunner(
         queue,
         reports,
@@ -211,7 +213,7 @@ def _work(options: argparse.Namespace) -> int:
     keeping.on_alone = alone
     attempts.unavailable = {model: trouble for model, trouble in state.items() if trouble}
     keeping.start()  # before a model is loaded, which may take minutes: it also looks after what the dead left behind
-    sweeper = Sweeper(storage, settings.retention_s, scratch, reports.client)
+    sweeper = Sweeper(storage, settings.retention_s, scratch, reports.client, quota)
     try:
         with suppress(RedisError):  # the keeper hears of them too, a moment later
             orders.hear(Orders(pins=Commands(reports.client).pins()))

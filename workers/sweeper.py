@@ -2,7 +2,8 @@
 
 Results past their retention; the files of jobs whose record has gone before, because it was deleted or was to be kept
 only briefly; what killed workers left in scratch and in the spool. A results folder belongs to one Redis: what another
-one's jobs had made would be taken for forgotten.
+one's jobs had made would be taken for forgotten. So nothing is removed from a place that carries another mark than
+Redis knows (`polyreel.storage_marker`), and what was stored before this Redis knew the place goes by its age alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import redis
 import structlog
 
 from polyreel.job import JobStatus
-from polyreel.records import job_key
+from polyreel.records import Records, job_key
+from polyreel.removal import remove_pictures
 from polyreel.storage import JOB_FOLDERS, Storage
+from polyreel.storage_marker import Known, known_of, mark_of
+from workers.quota import LOOK_S, Quota
 from workers.spool import spool_beside
 
 log = structlog.get_logger()
@@ -45,10 +49,14 @@ class Sweeper:
         retention_s: how long a finished job is kept, seconds.
         scratch: folder of files in the making.
         client: of the Redis that holds the records.
+        quota: looks once a minute too; None for no quota.
     """
 
-    def __init__(self, storage: Storage, retention_s: float, scratch: Path, client: redis.Redis) -> None:
+    def __init__(
+        self, storage: Storage, retention_s: float, scratch: Path, client: redis.Redis, quota: Quota | None = None
+    ) -> None:
         self._storage = storage
+        self._quota = quota
         self._client = client
         self._retention_s = retention_s
         self._scratch = scratch
@@ -70,12 +78,23 @@ class Sweeper:
                 if now - leftover.stat().st_mtime > SCRATCH_S:
                     shutil.rmtree(leftover, ignore_errors=True)
         spool_beside(self._scratch).sweep(self._are_over)
+        known = known_of(self._client)
+        if not self._is_ours(known):
+            return 0
         removed = self._storage.sweep(now - self._retention_s - GRACE_S)
         for folder in JOB_FOLDERS:
-            names = self._storage.folders(folder, now - GRACE_S)
+            stored_before = set(self._storage.folders(folder, known.since) if known else ())
+            names = [name for name in self._storage.folders(folder, now - GRACE_S) if name not in stored_before]
             for i in range(0, len(names), _CHUNK):
                 removed += self._remove_forgotten(folder, names[i : i + _CHUNK])
-        return removed
+        unused = Records(self._client, self._retention_s).unused_pictures(_CHUNK)
+        return removed + remove_pictures(self._storage, unused)
+
+    def _is_ours(self, known: Known | None) -> bool:
+        if known is None or mark_of(self._storage) in (known.id, None):
+            return True
+        log.warning("the storage carries another server's mark; nothing in it is removed", expected=known.place)
+        return False
 
     def _are_over(self, job_ids: Sequence[str]) -> list[bool]:
         """Say of jobs whether each has ended, or is gone."""
@@ -100,12 +119,16 @@ class Sweeper:
         )
 
     def _run(self) -> None:
+        sweep_at = time.monotonic()
         while True:
             try:
-                removed = self.sweep(time.time())
-                if removed:
-                    log.info("old results removed", files=removed)
+                if time.monotonic() >= sweep_at:
+                    sweep_at += SWEEP_S
+                    if removed := self.sweep(time.time()):
+                        log.info("old results removed", files=removed)
+                if self._quota and self._is_ours(known_of(self._client)):
+                    self._quota.look()
             except Exception as err:  # the thread must outlive any trouble with the storage
                 log.warning("sweep failed", reason=str(err))
-            if self._stop.wait(SWEEP_S):
+            if self._stop.wait(LOOK_S if self._quota else SWEEP_S):
                 return

@@ -183,6 +183,27 @@ local function expire_with_record(id, ...)
   end
 end
 
+-- The pictures that a request names, and those of them that no job uses which has a record; these are then forgotten.
+-- Pictures of jobs that version 0.1 took in are in no set: they go by their age (workers/sweeper.py).
+local function pictures_of(request)
+  local found = {}
+  for _, image in ipairs(request and cjson.decode(request).images or {}) do found[#found + 1] = image.key end
+  return found
+end
+
+local function unused_pictures(pictures, without)
+  local unused = {}
+  for _, picture in ipairs(pictures) do
+    local users, used = 'polyreel:picture:' .. picture, false
+    for _, id in ipairs(redis.call('SMEMBERS', users)) do
+      if id ~= without and redis.call('EXISTS', job_key(id)) == 1 then used = true
+      else redis.call('SREM', users, id) end
+    end
+    if not used and redis.call('SREM', 'polyreel:pictures', picture) == 1 then unused[#unused + 1] = picture end
+  end
+  return unused
+end
+
 -- Everything that an end entails beside the record's own fields.
 local function finish(id, status, fence, t, retention_s, rq)
   local key = job_key(id)

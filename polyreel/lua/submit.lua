@@ -69,6 +69,10 @@ count_open(id, 1)
 if rate then redis.call('SET', 'polyreel:rate:' .. account, whole(rate.taken), 'PX', whole(rate.for_ms)) end
 redis.call('HINCRBY', used_key(account, t), 'submits', 1)
 redis.call('EXPIRE', used_key(account, t), 2 * DAY_S)
+for _, picture in ipairs(terms.pictures) do
+  redis.call('SADD', 'polyreel:pictures', picture)
+  redis.call('SADD', 'polyreel:picture:' .. picture, id)
+end
 redis.call('HSET', RQ_JOB .. id, unpack(ARGV, 2 + terms.fields))
 if terms.idempotency_key ~= '' then
   redis.call('DEL', terms.idempotency_key)

@@ -16,11 +16,27 @@ from urllib.parse import unquote, urlsplit
 
 from polyreel.errors import ConfigurationError, StorageAway, StorageFailed, StorageFull
 from polyreel.settings import S3
-from polyreel.storage import FOLDERS, Storage, check_key, is_ours
+from polyreel.storage import FOLDERS, JOB_FOLDERS, Storage, check_key, is_ours
 
 #: What the system calls a storage that is full, and one that may be back later: a mounted volume whose server is away.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _AWAY = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """The files of one job: how many bytes, and when the newest was stored (seconds since the epoch)."""
+
+    size_bytes: int
+    newest_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a storage holds: all of ours, and job by job; pictures may be several jobs'."""
+
+    total_bytes: int
+    jobs: dict[str, HeldJob]
 
 
 @dataclass(frozen=True)
@@ -136,6 +152,22 @@ class LocalStorage:
     def url(self, key: str, expires_at: float) -> str | None:
         """Return None: a disk has no web server, our `/files` route serves it."""
         return None
+
+    def held(self) -> Held:
+        """Return what lies here; a look at every file."""
+        total, jobs = 0, dict[str, HeldJob]()
+        for top in FOLDERS:
+            for path in (self.folder / top).rglob("*"):
+                name = path.relative_to(self.folder)
+                with suppress(OSError):  # it has gone meanwhile
+                    found = path.lstat()
+                    if stat.S_ISREG(found.st_mode) and is_ours(name.as_posix()):
+                        total += found.st_size
+                        if top in JOB_FOLDERS:
+                            job = jobs.get(name.parts[1], HeldJob(0, 0.0))
+                            newest_at = max(job.newest_at, found.st_mtime)
+                            jobs[name.parts[1]] = HeldJob(job.size_bytes + found.st_size, newest_at)
+        return Held(total, jobs)
 
     def free_bytes(self) -> int | None:
         """Return what the file system has left for us."""

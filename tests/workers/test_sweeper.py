@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from polyreel.job import new_job
+from polyreel.profiles import load_settings
 from polyreel.records import Records
+from polyreel.request import ImageCondition
 from polyreel.storage.local import LocalStorage
-from tests.core.jobs import REQUEST
+from polyreel.storage_marker import claim
+from tests.core.jobs import REQUEST, queued, redis_time
 from workers.sweeper import Sweeper
 
 HOUR, DAY = 3600.0, 24 * 3600.0
@@ -92,9 +97,54 @@ def test_files_whose_record_is_gone_go_after_an_hour(tmp_path: Path, records: Re
     assert not (storage.folder / key.split("/")[0] / ids["old"]).exists()
 
 
-def test_pictures_stay_whatever_jobs_are_gone(tmp_path: Path, records: Records) -> None:
+def test_pictures_of_jobs_of_version_0_1_stay_until_their_age_is_over(tmp_path: Path, records: Records) -> None:
     now = 2_000_000_000.0
     storage = LocalStorage(tmp_path / "results")
     picture = stored(storage.folder, f"in/{'a' * 64}", 2 * HOUR, now)
     assert Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client).sweep(now) == 0
     assert picture.exists()
+
+
+def test_a_picture_that_no_job_uses_any_more_goes_with_the_next_sweep(tmp_path: Path, records: Records) -> None:
+    now = 2_000_000_000.0
+    storage = LocalStorage(tmp_path / "results")
+    used, unused = (stored(storage.folder, f"in/{letter * 64}", 60, now) for letter in "ab")
+    jobs = [
+        records.create(queued(replace(REQUEST, images=(ImageCondition(f"in/{name}"),))), max_open=10).job
+        for name in ("a" * 64, "b" * 64)
+    ]
+    records.client.delete(f"polyreel:job:{jobs[1].id}")  # its retention is over
+    assert Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client).sweep(now) == 1
+    assert (used.exists(), unused.exists()) == (True, False)
+
+
+def test_in_a_place_with_another_servers_mark_nothing_is_removed(tmp_path: Path, records: Records) -> None:
+    now = 2_000_000_000.0
+    settings = load_settings(state_dir=tmp_path, storage=(tmp_path / "results").as_uri()).settings
+    storage = LocalStorage(tmp_path / "results")
+    claim(records.client, storage, settings)
+    records.client.delete("polyreel:storage")
+    claim(records.client, LocalStorage(tmp_path / "other"), settings)  # of another server, in this Redis
+    theirs = stored(storage.folder, "out/b/b.mp4", 80 * DAY, now)
+    sweeper = Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client)
+    with capture_logs() as logs:
+        assert sweeper.sweep(now) == 0
+    assert theirs.exists()
+    assert [log["event"] for log in logs] == ["the storage carries another server's mark; nothing in it is removed"]
+
+
+def test_what_was_stored_before_this_redis_knew_the_place_goes_by_its_age_alone(
+    tmp_path: Path, records: Records
+) -> None:
+    """An emptied Redis has no record of any job, and its users still have links."""
+    now = redis_time(records.client)
+    storage = LocalStorage(tmp_path / "results")
+    before = stored(storage.folder, "out/7b1e0000-0000-4000-8000-000000000001/1", 2 * HOUR, now)
+    for path in (before.parent, before.parent.parent):
+        os.utime(path, (now - 2 * HOUR, now - 2 * HOUR))
+    claim(records.client, storage, load_settings(state_dir=tmp_path).settings)
+    sweeper = Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client)
+    assert sweeper.sweep(now) == 0
+    assert before.exists()
+    sweeper.sweep(now + 8 * DAY)
+    assert not before.exists()
