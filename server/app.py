@@ -108,6 +108,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         gate=gate,
         outbound=Outbound(settings.webhook_allow, settings.outbound_http),
         published=Published(settings.retention_s),
+        storage_watch=StorageWatch(results, settings.state_dir, settings.min_free_mb * 1e6),
         judge=load_judge(settings.content_policy),
     )
 
@@ -136,7 +137,6 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
             ],
         )
     app.state.http_metrics = HttpMetrics()
-    app.state.storage_watch = StorageWatch(shared.storage)
     app.add_middleware(Joined, joining=joining)
     app.add_middleware(Edge, http_metrics=app.state.http_metrics)  # last, so around the others
     app.include_router(health.router, tags=[SERVER_TAG])

@@ -14,12 +14,13 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from polyreel.errors import QueueUnavailable, StorageFailed
-from polyreel.formats import formats
+from polyreel.errors import QueueUnavailable, StorageAway, StorageFailed
+from polyreel.formats import media_type_of
 from polyreel.storage import Storage
 from polyreel.storage.local import LocalStorage
 from server.openapi import documents
 from server.services import services
+from server.storage_watch import for_clients
 
 router = APIRouter()
 
@@ -52,8 +53,8 @@ _LINK = tuple(
 async def get_file(request: Request, key: str) -> Response:
     """Serve a file, or lead to where the storage does.
 
-    403 for a link that is altered or has expired, 404 while the file does not exist (yet), 503 when Redis is away and
-    this process has not served the file before.
+    403 for a link that is altered or has expired, 404 while the file does not exist (yet), 503 when the storage is
+    away, or Redis is and this process has not served the file before.
     """
     shared, query = services(request), request.query_params
     exp, sig = query.get("exp", ""), query.get("sig", "")
@@ -62,10 +63,10 @@ async def get_file(request: Request, key: str) -> Response:
     try:
         stored_key = await shared.published.storage_key(key, shared.record)
         return await run_in_threadpool(file_response, request, shared.storage, stored_key, float(exp))
+    except (QueueUnavailable, StorageAway) as err:
+        return JSONResponse({"error": err.message}, status_code=503, headers={"Retry-After": "5"})
     except StorageFailed:
         return JSONResponse({"error": "The file is not there yet, or not any more."}, status_code=404)
-    except QueueUnavailable as err:
-        return JSONResponse({"error": err.message}, status_code=503, headers={"Retry-After": "5"})
 
 
 def file_response(request: Request, storage: Storage, key: str, expires_at: float) -> Response:
@@ -76,25 +77,27 @@ def file_response(request: Request, storage: Storage, key: str, expires_at: floa
         expires_at: until when a link to the storage is good, seconds since the epoch.
 
     Raises:
-        StorageFailed: no such file.
+        StorageFailed: no such file; where the storage serves it by itself, it says so there.
+        StorageAway: nobody can say.
     """
-    headers = {
-        "Content-Disposition": "inline",
-        "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "private, max-age=3600",
-    }
-    size = storage.size(key)
-    if size is None:
-        raise StorageFailed("No such file.")
-    if isinstance(storage, LocalStorage):
-        return _local(request, storage.path(key), _media_type(key), headers)
-    # HEAD is answered here: a bucket signs its links for GET alone.
-    elsewhere = None if request.method == "HEAD" else storage.url(key, expires_at)
-    if elsewhere is not None:
-        return RedirectResponse(elsewhere, 307, headers={"Cache-Control": "no-store"})
-    headers["Content-Length"] = str(size)
-    content = iter(()) if request.method == "HEAD" else _chunks(storage.open(key))
-    return StreamingResponse(content, media_type=_media_type(key), headers=headers)
+    with for_clients():
+        # HEAD is answered here: a bucket signs its links for GET alone. For GET the bucket is asked nothing.
+        elsewhere = None if request.method == "HEAD" else storage.url(key, expires_at)
+        if elsewhere is not None:
+            return RedirectResponse(elsewhere, 307, headers={"Cache-Control": "no-store"})
+        headers = {
+            "Content-Disposition": "inline",
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "private, max-age=3600",
+        }
+        size = storage.size(key)
+        if size is None:
+            raise StorageFailed("No such file.")
+        if isinstance(storage, LocalStorage):
+            return _local(request, storage.path(key), media_type_of(key), headers)
+        headers["Content-Length"] = str(size)
+        content = iter(()) if request.method == "HEAD" else _chunks(storage.open(key))
+        return StreamingResponse(content, media_type=media_type_of(key), headers=headers)
 
 
 def _local(request: Request, path: Path, media_type: str, headers: dict[str, str]) -> Response:
@@ -108,11 +111,6 @@ def _local(request: Request, path: Path, media_type: str, headers: dict[str, str
         kept = {name: found.headers[name] for name in ("ETag", "Last-Modified", "Cache-Control")}
         return Response(status_code=304, headers=kept)
     return found
-
-
-def _media_type(key: str) -> str:
-    extension = key.rpartition(".")[2]
-    return next((f.media_type for f in formats().values() if f.extension == extension), "application/octet-stream")
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

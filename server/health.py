@@ -32,7 +32,7 @@ class Ready(BaseModel):
 
 @router.get("/ready", **documents(answer=Ready, errors=Ready, keys=()))
 async def ready(request: Request) -> Response:
-    """Answer 200 when Redis answers and a live worker can take jobs, else 503 with the reasons.
+    """Answer 200 when Redis answers, results can be stored and a live worker can take jobs, else 503 with the reasons.
 
     What ails the server and keeps no job from running is a warning.
     """
@@ -53,6 +53,9 @@ async def ready(request: Request) -> Response:
             f"Model {model} cannot run; `polyreel models` and the worker's log say why." for model in unavailable
         ]
         reasons = reasons or ["Every worker is stopping."]
+    storage = await shared.storage_watch.state()
+    if storage.trouble:
+        reasons.append(storage.trouble)
     if reasons:
         return JSONResponse({"ready": False, "reasons": reasons}, status_code=503, headers={"Retry-After": "2"})
     found = {"ready": True, "workers": len(workers), "models": models, "unavailable": unavailable}

@@ -24,6 +24,7 @@ from polyreel.request import OutputSpec, VideoRequest
 from polyreel.terms import Terms
 from server.replays import replayed
 from server.services import Services
+from server.storage_watch import for_clients
 
 #: What a rehearsal that fails says.
 MOCK_FAILURE = "This is the mock failure of the webhook's test mode; nothing was generated."
@@ -70,6 +71,7 @@ async def rehearse(
     job = new_job(request, dialect=dialect, owner=caller.owner, extensions=(formats()["mp4"].extension,), vendor=vendor)
     job = replace(job, account=caller.account, base_url=base_url, webhook=webhook)
     if end is JobStatus.SUCCEEDED:
+        await shared.storage_watch.need_space()
         output = await run_in_threadpool(_store_sample, shared, job)
         job = replace(job, outputs=(output,), progress=100)
     else:
@@ -97,6 +99,7 @@ def _store_sample(shared: Services, job: VideoJob) -> Output:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sample.mp4"
         path.write_bytes(content)
-        shared.storage.put(path, key)
+        with for_clients():
+            shared.storage.put(path, key)
     digest = hashlib.sha256(content).hexdigest()
     return Output(key, "mp4", "video/mp4", len(content), _HEIGHT, _WIDTH, _NUM_FRAMES, _FPS, digest)

@@ -45,6 +45,7 @@ from server.live_workers import LiveWorkers
 from server.pictures import MAX_AT_ONCE, Picture, check_picture, is_link, read_picture
 from server.published import Published
 from server.replays import replayed
+from server.storage_watch import StorageWatch, for_clients
 from server.waiters import Waiters
 from server.waiting import Waiting
 from server.watching import Watches
@@ -81,6 +82,7 @@ class Services:
         outbound: what every call to a client's URL passes.
         joining: knows the secrets that all machines share.
         published: which stored files links lead to.
+        storage_watch: whether results can be stored.
         judge: asks the content policy; None is no policy.
         watches: who follows which job.
         stopping: set when this process is told to stop; whoever waits for a job says so to its client then.
@@ -99,6 +101,7 @@ class Services:
     outbound: Outbound
     joining: Joining
     published: Published
+    storage_watch: StorageWatch
     judge: Judge | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     watches: Watches = field(default_factory=Watches)
@@ -206,6 +209,7 @@ class Services:
 
         Raises:
             KeyReused: the Idempotency-Key stands for another request.
+            StorageFull: there is no space for the result.
             StorageFailed: a picture could not be stored.
             NotAllowed, InvalidRequest: as `admit`, which is asked here, not in each dialect: all pass here, also those
                 whose own documented ranges allow more.
@@ -216,6 +220,7 @@ class Services:
         if earlier is not None:
             return earlier
         request = await self.admit(request, dialect, caller, words)
+        await self.storage_watch.need_space()
         extensions = tuple(formats()[output.format].extension for output in request.outputs)
         job = new_job(request, dialect=dialect, owner=caller.owner, extensions=extensions, vendor=dict(vendor or {}))
         own_s = await self._own_s(request)
@@ -231,8 +236,9 @@ class Services:
         )
         if pictures:
             await self.gate.in_thread(self.queue.check, job, terms)
-        for picture in pictures:
-            await run_in_threadpool(picture.store, self.storage)
+        with for_clients():
+            for picture in pictures:
+                await run_in_threadpool(picture.store, self.storage)
         stored = await self.gate.in_thread(self.queue.submit, job, terms)
         for picture in pictures:
             await run_in_threadpool(picture.restore, self.storage)
@@ -390,11 +396,11 @@ class Services:
         """Return a stored file whole.
 
         Raises:
-            StorageFailed: it is not there.
+            StorageFailed: it is not there; `StorageAway` when nobody can say.
         """
 
         def read() -> bytes:
-            with self.storage.open(key) as file:
+            with for_clients(), self.storage.open(key) as file:
                 return file.read()
 
         return await run_in_threadpool(read)

@@ -172,7 +172,8 @@ class LocalStorage:
     def free_bytes(self) -> int | None:
         """Return what the file system has left for us."""
         try:
-            return shutil.disk_usage(self.folder).free
+            nearest = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+            return shutil.disk_usage(nearest).free
         except OSError as err:
             raise StorageAway(f"storage: the folder cannot be asked for its space: {err.strerror}.") from err
 
@@ -181,6 +182,7 @@ class LocalStorage:
         probe = self.folder / f".probe-{uuid.uuid4().hex}"
         content = probe.name.encode()
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 with probe.open("xb") as file:
                     file.write(content)

@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from polyreel.broker import start_embedded
-from polyreel.errors import QueueUnavailable, StorageFailed
+from polyreel.errors import QueueUnavailable, StorageAway, StorageFailed
 from polyreel.job import JobStatus, Output, attempt_key
 from polyreel.keys import ApiKeys
 from polyreel.leases import Leases, Wishes
@@ -26,6 +26,7 @@ from polyreel.storage.memory import MemoryStorage
 from server.app import create_app
 from server.published import Published
 from tests.core.jobs import queued
+from tests.seaweed import Seaweed
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +37,9 @@ CONTENT = bytes(range(256)) * 2000
 
 @pytest.fixture(params=["local", "memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "bucket":
+        bucket: Storage = request.getfixturevalue("bucket")
+        return bucket
     return LocalStorage(tmp_path / "results") if request.param == "local" else MemoryStorage()
 
 
@@ -350,6 +354,54 @@ async def test_where_the_storage_has_addresses_of_its_own_a_link_leads_there(
     assert answer.headers["cache-control"] == "no-store"
     head = await http.head(good)  # a link that is signed for GET refuses HEAD
     assert (head.status_code, head.headers["content-length"]) == (200, "11")
+
+
+@pytest.fixture
+def bucket(s3_server: Seaweed) -> Storage:
+    return s3_server.storage("files", public_endpoint=f"http://localhost:{s3_server.port}")
+
+
+@pytest.mark.parametrize("storage", ["bucket"], indirect=True)
+async def test_a_link_leads_into_a_bucket_for_players_and_pages_and_nobody_without_it(
+    http: httpx2.AsyncClient, link, store, storage
+) -> None:
+    store()
+    page = {"Origin": "https://page.example.com"}
+    answer = await http.get(link(), headers={"Range": "bytes=5-9", **page})
+    assert (answer.status_code, answer.headers["cache-control"]) == (307, "no-store")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    lies_at = answer.headers["location"]
+    assert lies_at.startswith("http://localhost:"), "the public endpoint"
+    async with httpx2.AsyncClient() as client:
+        part = await client.get(lies_at, headers={"Range": "bytes=5-9", **page})
+        assert (part.status_code, part.content) == (206, CONTENT[5:10])
+        assert part.headers["access-control-allow-origin"] in ("*", page["Origin"])
+        assert (await client.get(lies_at)).content == CONTENT
+        assert (await client.get(lies_at.replace(f"/2/{ID}", f"/1/{ID}"))).status_code == 403
+    head = await http.head(link())
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(CONTENT)))
+    assert (head.headers["content-type"], head.content) == ("video/mp4", b"")
+    assert (await http.get(link() + "0")).status_code == 403
+    assert (await http.get(link(seconds=-1))).status_code == 403
+    storage.delete_folder(f"out/{ID}")
+    assert (await http.head(link())).status_code == 404
+
+
+class Gone(MemoryStorage):
+    """A storage that does not answer."""
+
+    def size(self, key: str) -> int | None:
+        raise StorageAway("storage: the S3 service does not answer; check s3.endpoint.")
+
+
+@pytest.mark.parametrize("storage", [Gone()], ids=["away"])
+async def test_a_storage_that_is_away_is_a_503_and_no_404(http: httpx2.AsyncClient, link, store, storage) -> None:
+    store()
+    answer = await http.get(link())
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json() == {
+        "error": "The storage of the results does not answer right now. Try again in a few seconds."
+    }
 
 
 async def test_what_was_asked_for_longest_ago_is_forgotten_first() -> None:

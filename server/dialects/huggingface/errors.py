@@ -25,7 +25,9 @@ from polyreel.errors import (
     QueueUnavailable,
     RequestTooLarge,
     StillRunning,
+    StorageAway,
     StorageFailed,
+    StorageFull,
     TooManyJobs,
     UnknownJob,
     UnknownModel,
@@ -79,6 +81,9 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (PolicyUnavailable, 503, None),
     (StillRunning, 504, None),
     (GenerationFailed, 500, None),
+    # Not 503, which @huggingface/inference sends again at once and for ever.
+    (StorageFull, 507, None),
+    (StorageAway, 500, None),
     (StorageFailed, 500, "The video's file could not be read."),
     (PolyreelError, 500, None),
 )
@@ -98,6 +103,6 @@ def render_error(err: PolyreelError, settings: HuggingFaceSettings) -> Response:
     elif isinstance(err, ModelLoading):
         body["estimated_time"] = float(err.estimated_s)
         headers["Retry-After"] = str(err.estimated_s)
-    elif status == 503:
+    elif status in (503, 507):
         headers["Retry-After"] = "5"
     return JSONResponse(body, status, headers)

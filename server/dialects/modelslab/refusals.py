@@ -22,6 +22,8 @@ from polyreel.errors import (
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
+    StorageAway,
+    StorageFull,
     TooManyJobs,
     UnknownJob,
     UnknownModel,
@@ -68,6 +70,8 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (TooManyJobs, 429, "Rate limit exceeded. {}"),
     (QueueUnavailable, 503, "Service temporarily unavailable. Please try again later."),
     (PolicyUnavailable, 503, "Service temporarily unavailable. Please try again later."),
+    (StorageFull, 503, "Service temporarily unavailable. Please try again later."),
+    (StorageAway, 503, "Service temporarily unavailable. Please try again later."),
     (PolyreelError, 500, "Internal server error. Please try again."),
 )
 

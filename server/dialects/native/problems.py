@@ -21,6 +21,8 @@ from polyreel.errors import (
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
+    StorageAway,
+    StorageFull,
     TooManyJobs,
     UnknownJob,
     UnknownModel,
@@ -80,6 +82,8 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (TooManyJobs, 429, "Queue full"),
     (QueueUnavailable, 503, "Queue unavailable"),
     (PolicyUnavailable, 503, "Content policy unavailable"),
+    (StorageFull, 507, "Storage full"),
+    (StorageAway, 503, "Storage unavailable"),
     (PolyreelError, 500, "Server error"),
 )
 
@@ -102,7 +106,7 @@ def render_error(err: PolyreelError, settings: NoSettings) -> Response:
         body["reason"] = err.reason
     if isinstance(err, TooManyJobs):
         headers["Retry-After"] = str(err.retry_after_s)
-    elif status == 503:
+    elif status in (503, 507):
         headers["Retry-After"] = "5"
     elif status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -24,6 +24,8 @@ from polyreel.errors import (
     QueueUnavailable,
     RequestTooLarge,
     StillRunning,
+    StorageAway,
+    StorageFull,
     TooManyJobs,
     UnknownJob,
     UnknownModel,
@@ -67,6 +69,8 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str], ...] = (
     (PolicyUnavailable, 503, "CREATE_TASK_FAILED"),
     (StillRunning, 504, "GET_RESULT_FAILED"),
     (GenerationFailed, 500, "TASK_FAILED"),
+    (StorageFull, 503, "CREATE_TASK_FAILED"),
+    (StorageAway, 503, "CREATE_TASK_FAILED"),
     (PolyreelError, 500, "INTERNAL_SERVER_ERROR"),
 )
 

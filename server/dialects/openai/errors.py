@@ -24,6 +24,8 @@ from polyreel.errors import (
     PolyreelError,
     QueueUnavailable,
     RequestTooLarge,
+    StorageAway,
+    StorageFull,
     TooManyJobs,
     UnknownJob,
     UnknownModel,
@@ -75,6 +77,8 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str, str | None], ...] = (
     (TooManyJobs, 429, "rate_limit_error", "rate_limit_exceeded"),
     (QueueUnavailable, 503, "server_error", "service_unavailable"),
     (PolicyUnavailable, 503, "server_error", "service_unavailable"),
+    (StorageFull, 503, "server_error", "service_unavailable"),
+    (StorageAway, 503, "server_error", "service_unavailable"),
     (PolyreelError, 500, "server_error", None),
 )
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from polyreel.errors import InvalidRequest, NotServedYet, StorageFailed, UnknownModel
+from polyreel.errors import InvalidRequest, NotServedYet, StorageAway, StorageFailed, UnknownModel
 from polyreel.job import JobStatus, VideoJob
 from polyreel.records import StoredJob
 from polyreel.request import ImageCondition, PromptSpan, VideoRequest
@@ -186,6 +186,8 @@ async def content(request: Request, video_id: str) -> Response:
     expires_at = min(time.time() + _DOWNLOAD_S, job.kept_until(shared.settings.retention_s))
     try:
         return await run_in_threadpool(file_response, request, shared.storage, key, expires_at)
+    except StorageAway:
+        raise
     except StorageFailed:
         raise NoContent("The file of this video is not there any more.") from None
 
@@ -262,6 +264,8 @@ async def _pictures_of(shared: Services, request: VideoRequest) -> tuple[Picture
     """Return the pictures of a finished video again, so that they are kept as long as the new one."""
     try:
         contents = {image.key: await shared.read(image.key) for image in request.images}
+    except StorageAway:
+        raise
     except StorageFailed:
         raise InvalidRequest(
             "The picture that this video began from is not kept any more; create a new video"

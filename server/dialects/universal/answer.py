@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from polyreel.job import VideoJob
 from polyreel.records import StoredJob
 from server.services import Services
+from server.storage_watch import for_clients
 
 #: Read from a file at a time, bytes; a multiple of 3, so that the base64 of the pieces is the base64 of the whole.
 _PIECE = 3 * 256 * 1024
@@ -73,7 +74,8 @@ def links(shared: Services, base_url: str, job: VideoJob) -> dict[str, str]:
 
 def open_files(shared: Services, job: VideoJob) -> dict[str, BinaryIO]:
     """Open every file before the answer begins: after its first byte, an error could not be told any more."""
-    return {f"{output.format}_base64": shared.storage.open(output.key) for output in job.outputs}
+    with for_clients():
+        return {f"{output.format}_base64": shared.storage.open(output.key) for output in job.outputs}
 
 
 def pieces(stored: StoredJob, files: Mapping[str, BinaryIO]) -> Iterator[bytes]:

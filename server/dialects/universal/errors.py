@@ -21,7 +21,9 @@ from polyreel.errors import (
     QueueUnavailable,
     RequestTooLarge,
     StillRunning,
+    StorageAway,
     StorageFailed,
+    StorageFull,
     TooManyJobs,
     UnknownRoute,
 )
@@ -60,6 +62,9 @@ _ERRORS: tuple[tuple[type[PolyreelError], int, str | None], ...] = (
     (PolicyUnavailable, 503, None),
     (StillRunning, 504, None),
     (GenerationFailed, 500, None),
+    # Not 503, which @huggingface/inference sends again at once and for ever.
+    (StorageFull, 507, None),
+    (StorageAway, 500, None),
     (StorageFailed, 500, "A result file could not be read."),
     (PolyreelError, 500, None),
 )
@@ -76,6 +81,6 @@ def render_error(err: PolyreelError, settings: UniversalSettings) -> Response:
         body["job_id"] = headers["x-request-id"] = err.job_id
     if isinstance(err, TooManyJobs):
         headers["Retry-After"] = str(err.retry_after_s)
-    elif status == 503:
+    elif status in (503, 507):
         headers["Retry-After"] = "5"
     return JSONResponse(body, status, headers)
