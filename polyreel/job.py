@@ -100,6 +100,7 @@ class VideoJob:
         base_url: absolute base of its links as the submit came in; "" takes that of the request that asks.
         webhook: URL that is told of its end, "" for none.
         content_policy: name of the policy that allowed it at submit, "" for none; no worker without it runs the job.
+        trace: where its submit belongs: the "request_id", and the "traceparent" where there are traces.
         keep_s: how long record and files are kept after the end, seconds; 0.0 is as long as the server keeps any.
     """
 
@@ -134,6 +135,7 @@ class VideoJob:
     webhook: str = ""
     keep_s: float = 0.0
     content_policy: str = ""
+    trace: dict[str, str] = field(default_factory=dict)
 
     @property
     def seconds_taken(self) -> float:

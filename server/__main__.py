@@ -45,14 +45,17 @@ def _serve(options: argparse.Namespace) -> int:
     import uvicorn
 
     from polyreel.keys import forget_local_key, load_keys
-    from polyreel.logs import configure_logs
+    from polyreel.logs import configure_logs, log_crashes
     from polyreel.profiles import load_settings
+    from polyreel.tracing import configure_tracing
     from server.app import create_app
     from server.first_key import is_for_a_person, leave
     from server.greeting import greeting
 
     settings = load_settings(options.config, state_dir=options.state_dir, host=options.host, port=options.port).settings
-    configure_logs(settings.log_level, "serve")
+    configure_logs(settings.log_level, "serve", prompts=settings.log_prompts, secrets=settings)
+    log_crashes()
+    configure_tracing("serve")
     listener = _listen(settings.host, settings.port)  # first: a key that is made is shown once, so it must be shown
     keys, new_key = load_keys(settings, lambda: _has_stored_key(settings))
     try:

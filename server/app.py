@@ -13,11 +13,13 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 import polyreel
+from polyreel import tracing
 from polyreel.catalogue import OWN
 from polyreel.errors import (
     ConfigurationError,
@@ -38,8 +40,8 @@ from server.callers import Callers
 from server.dialects import Dialect, dialect_settings, dialects
 from server.edge import Edge, mark, refused
 from server.gate import Gate
-from server.joining import Joined, Joining
 from server.http_metrics import HttpMetrics
+from server.joining import Joined, Joining
 from server.live_workers import LiveWorkers
 from server.openapi import add_schemes
 from server.page import add_page
@@ -51,6 +53,9 @@ from server.waiters import Waiters
 from server.waiting import Waiting
 
 log = structlog.get_logger()
+
+#: What is asked every few seconds by machines.
+_PROBES = ("/health", "/ready", "/metrics")
 
 #: FastAPI's pages load their scripts from a CDN: blank on a closed network, and foreign code on an open one.
 _NO_DOCS: dict[str, Any] = {"docs_url": None, "redoc_url": None}
@@ -117,7 +122,14 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
         yield
         await shared.reader.aclose()
 
-    app = FastAPI(title="Polyreel", version=polyreel.__version__, lifespan=lifespan, redirect_slashes=False, **_NO_DOCS)
+    app = FastAPI(
+        title="Polyreel",
+        version=polyreel.__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        telemetry=_telemetry(),
+        **_NO_DOCS,
+    )
     app.state.services = shared
     formats()  # imported now, and not by the first request
     app.state.dialect_settings = dialect_settings(settings, shared.catalogue)
@@ -153,6 +165,22 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     app.add_exception_handler(ClientDisconnect, _render_nothing)
     app.add_exception_handler(Exception, _render_crash)
     return app
+
+
+def _telemetry() -> TelemetryConfig:
+    """Return what FastAPI is to trace: each request, and nothing of what it carried.
+
+    Its own figures stand in `/metrics`; its log of failed requests would quote exceptions. Probes are no traces.
+    """
+    return {
+        "tracer_provider": tracing.provider(),
+        "tracing": tracing.provider() is not None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": lambda scope: scope["path"] in _PROBES,
+    }
 
 
 def dialect_of(path: str) -> Dialect | None:

@@ -1,4 +1,4 @@
-"""What surrounds every request: an id, a budget for its calls to Redis, and one line in the log when it is refused."""
+"""What surrounds every request: an id, a budget for its calls to Redis, its figures, and one line in the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyreel.errors import PolyreelError, RequestTooSlow
 from server import replays
 from server.gate import budget
-from server.http_metrics import HttpMetrics
+from server.http_metrics import HttpMetrics, route_of
 
 log = structlog.get_logger()
 
@@ -24,6 +24,10 @@ _LONGEST = 200
 #: Longest id of a request, characters; and what is left out of one that a client sends.
 _LONGEST_ID = 64
 _NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9-]+")
+
+
+#: What comes several times a second while somebody waits: lines of the debug level.
+_POLLS = ("GET", "HEAD")
 
 
 class Edge:
@@ -61,10 +65,15 @@ class Edge:
             finally:
                 self._http_metrics.note(scope, status, seconds or time.monotonic() - began)
                 code = state.get("refusal", "")
+                method, ms = scope["method"], round(1000 * (time.monotonic() - began))
                 if code or status >= 400:
                     say = log.warning if status >= 500 else log.info
                     path = scope["path"][:_LONGEST]
-                    say("request refused", method=scope["method"], path=path, status=status, code=code)
+                    say("request refused", method=method, path=path, status=status, code=code, ms=ms)
+                else:
+                    say = log.debug if method in _POLLS else log.info
+                    event = "request served" if status else "client left"
+                    say(event, method=method, route=route_of(scope), status=status, ms=ms)
 
 
 def request_id(sent: str) -> str:

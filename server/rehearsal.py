@@ -25,6 +25,7 @@ from polyreel.terms import Terms
 from server.replays import replayed
 from server.services import Services
 from server.storage_watch import for_clients
+from server.submit_log import log_submit, trace_of_request
 
 #: What a rehearsal that fails says.
 MOCK_FAILURE = "This is the mock failure of the webhook's test mode; nothing was generated."
@@ -69,7 +70,7 @@ async def rehearse(
     request = await shared.admit(request, dialect, caller, words)
     request = replace(request, images=(), outputs=(OutputSpec("mp4", request.fps),))
     job = new_job(request, dialect=dialect, owner=caller.owner, extensions=(formats()["mp4"].extension,), vendor=vendor)
-    job = replace(job, account=caller.account, base_url=base_url, webhook=webhook)
+    job = replace(job, account=caller.account, base_url=base_url, webhook=webhook, trace=trace_of_request())
     if end is JobStatus.SUCCEEDED:
         await shared.storage_watch.need_space()
         output = await run_in_threadpool(_store_sample, shared, job)
@@ -85,6 +86,8 @@ async def rehearse(
     if taken.job.id != job.id:  # another request with the same key was quicker
         replayed()
         await _forget_sample(shared, job)
+    else:
+        log_submit(job, with_prompt=shared.settings.log_prompts)
     return await shared.get(taken.job.id, caller.owner)
 
 

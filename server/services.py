@@ -46,6 +46,7 @@ from server.pictures import MAX_AT_ONCE, Picture, check_picture, is_link, read_p
 from server.published import Published
 from server.replays import replayed
 from server.storage_watch import StorageWatch, for_clients
+from server.submit_log import log_submit, trace_of_request
 from server.waiters import Waiters
 from server.waiting import Waiting
 from server.watching import Watches
@@ -233,6 +234,7 @@ class Services:
             webhook=webhook,
             keep_s=caller.limits.kept_s(keep_s),
             content_policy=self.judge.name if self.judge else "",
+            trace=trace_of_request(),
         )
         if pictures:
             await self.gate.in_thread(self.queue.check, job, terms)
@@ -244,6 +246,8 @@ class Services:
             await run_in_threadpool(picture.restore, self.storage)
         if stored.job.id != job.id:  # another request with the same key was quicker
             replayed()
+        else:
+            log_submit(job, with_prompt=self.settings.log_prompts)
         return stored
 
     async def admit(self, request: VideoRequest, dialect: str, caller: Caller, words: Words = NEUTRAL) -> VideoRequest:

@@ -52,12 +52,13 @@ def _work(options: argparse.Namespace) -> int:
 
     from polyreel.commands import Commands, Orders
     from polyreel.leases import Wishes
-    from polyreel.logs import configure_logs
+    from polyreel.logs import configure_logs, log_crashes
     from polyreel.policy import load_judge
     from polyreel.queue import Queue, rq_connection
     from polyreel.records import Records, connect
     from polyreel.storage import connect_storage
     from polyreel.storage_marker import claim as claim_storage
+    from polyreel.tracing import configure_tracing
     from workers.batch_sizes import BatchSizes, device_name
     from workers.gpu_stats import gpu_of
     from workers.keeping import Keeping, setup_for
@@ -71,7 +72,9 @@ def _work(options: argparse.Namespace) -> int:
     from workers.sweeper import Sweeper
     from workers.worker import make_worker, wait_for_queue
 
-    configure_logs(settings.log_level, "worker")
+    configure_logs(settings.log_level, "worker", prompts=settings.log_prompts, secrets=settings)
+    log_crashes()
+    configure_tracing("worker")
     import structlog
 
     name = options.name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"

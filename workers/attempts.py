@@ -5,9 +5,7 @@ The records, the queue and the files of the jobs are not known here.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from traceback import clear_frames
 from typing import Any
 
@@ -25,6 +23,7 @@ from workers.out_of_memory import Ladder, Ladders, explained
 from workers.receipt import receipt
 from workers.residency import Residency
 from workers.self_check import Fitness, check_device, check_model
+from workers.trail import timed
 from workers.whole_progress import WholeProgress
 
 log = structlog.get_logger()
@@ -274,11 +273,3 @@ def forget_locals(err: BaseException) -> None:
             clear_frames(link.__traceback__)
     if err.__traceback__ is not None:  # less the frame that caught it, which goes on and would be held
         err.__traceback__ = err.__traceback__.tb_next
-
-
-@contextmanager
-def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the seconds of what is done inside to those of a stage; an error adds nothing."""
-    start = time.monotonic()
-    yield
-    timings[stage] = timings.get(stage, 0.0) + time.monotonic() - start

@@ -22,13 +22,14 @@ from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim
 from polyreel.policy import Judge
 from polyreel.records import Records, redis_errors
-from workers.attempts import timed
+from polyreel.tracing import log_fields
 from workers.failures import public
 from workers.receipt import metadata
 from workers.reports import ENCODE, STORE
 from workers.results import Results
 from workers.snapshots import JobSnapshots
 from workers.spool import Spool, Spooled, full_disk
+from workers.trail import tell_end, timed
 from workers.uploads import Uploads
 
 log = structlog.get_logger()
@@ -237,6 +238,7 @@ class Finisher:
                 log.error("job dropped", reason="the queue stayed away")
             else:
                 self._fail(made, trouble)
+            tell_end(made.job, made.timings, self._worker, trouble)
             if self._is_over.is_set():
                 return
             try:
@@ -266,7 +268,9 @@ class Finisher:
 
 def _named(made: Finished) -> AbstractContextManager[object]:
     """Return a context whose log lines name the job."""
-    return structlog.contextvars.bound_contextvars(job_id=made.job.id, model=made.job.request.model)
+    return structlog.contextvars.bound_contextvars(
+        job_id=made.job.id, model=made.job.request.model, **log_fields(made.job.trace)
+    )
 
 
 def fail(records: Records, job: VideoJob, claim: Claim, worker: str, err: BaseException) -> None:

@@ -30,7 +30,7 @@ import structlog
 from polyreel.commands import Orders
 from polyreel.job import TIMEOUT_MESSAGE, JobStatus
 from polyreel.leases import Claim, Leases
-from polyreel.logs import configure_logs
+from polyreel.logs import configure_logs, log_crashes
 from polyreel.processes import start_as
 from polyreel.records import Records, connect
 from workers.gpu_stats import GpuStats
@@ -281,6 +281,7 @@ def main() -> int:
     setup = Setup(**json.loads(lines.pop(0)))
     start_as("polyreel keeper", None)
     configure_logs(setup.log_level, "keeper")
+    log_crashes()
 
     def say(said: dict[str, object]) -> None:
         with suppress(OSError):  # the worker has just ended, which the next read says

@@ -16,6 +16,7 @@ from polyreel.job import JobStatus
 from polyreel.leases import Claim
 from polyreel.previews import Preview, preview_text
 from polyreel.records import Records, redis_errors
+from polyreel.tracing import Stretch
 from workers.failures import is_device_error, is_timeout
 from workers.keeping import Keeping
 from workers.preview_files import jpeg
@@ -65,9 +66,11 @@ class Reports:
         self._shows = shows
         self._not_before = 0.0
         self._show_not_before = 0.0
+        self._stages: list[tuple[str, float]] = []
 
     def start(self) -> None:
         """Say that the model is in memory; as `step`."""
+        self._enter("text_encoding")  # with which every family begins
         self._report(progress=GENERATE, stage="")
 
     def step(self, progress: Progress) -> None:
@@ -76,6 +79,7 @@ class Reports:
         Raises:
             Cancelled: every one of the jobs was cancelled, or belongs to somebody else now.
         """
+        self._enter(progress.stage)
         self._report(
             progress,
             stage=progress.stage,
@@ -83,6 +87,15 @@ class Reports:
             total_steps=progress.total_steps,
             progress=int(GENERATE + (ENCODE - GENERATE) * progress.share),
         )
+
+    def _enter(self, stage: str) -> None:
+        if not self._stages or self._stages[-1][0] != stage:
+            self._stages.append((stage, time.time()))
+
+    def stretches(self) -> list[Stretch]:
+        """Return when the call was in which stage, the last of them until now."""
+        ends = [*(began for _, began in self._stages[1:]), time.time()]
+        return [Stretch(stage, began, ended) for (stage, began), ended in zip(self._stages, ends, strict=False)]
 
     def _previews_of(self, wanted: Sequence[Claim], progress: Progress) -> dict[str, str]:
         """Return pictures of jobs by id, as they are kept; none before it is time."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
@@ -25,7 +26,8 @@ from polyreel.policy import Judge, pass_request
 from polyreel.queue import Queue
 from polyreel.records import Records, redis_errors
 from polyreel.storage import Storage
-from workers.attempts import Attempts, Made, timed
+from polyreel.tracing import log_fields
+from workers.attempts import Attempts, Made
 from workers.batch_sizes import BatchSizes
 from workers.failures import is_device_lost, is_timeout
 from workers.finisher import Finished, Finisher, fail
@@ -39,6 +41,7 @@ from workers.room import Room
 from workers.snapshots import JobSnapshots
 from workers.spool import spool_beside
 from workers.stop import Stop
+from workers.trail import Timings, tell_end, timed
 
 log = structlog.get_logger()
 
@@ -103,7 +106,7 @@ class JobRunner:
         self.queue = queue
         self.records = queue.records
         self.residency = residency
-        residency.on_load = self._count_load
+        residency.on_load = _load_counter(reports)
         self.worker = worker
         self.keeping = keeping
         self.preparer = Preparer(residency.catalogue, storage, residency.checkpoints)
@@ -139,10 +142,6 @@ class JobRunner:
     def held_s(self) -> float:
         """Seconds since this worker last loaded a model."""
         return time.monotonic() - self._loaded_at
-
-    def _count_load(self, model: str) -> None:
-        with suppress(QueueUnavailable), redis_errors():  # a model in memory is worth more than its count
-            self._reports.count(LOADS, model)
 
     def jobs(self) -> list[str]:
         """Return the ids of all jobs that this worker has: in the pipeline, or with their files in the making."""
@@ -278,7 +277,7 @@ class JobRunner:
         return [(job, claim) for job, claim in taken if claim not in [claim for _, claim, _ in found]]
 
     def _run(self, taken: list[Taken], limit: Limit) -> None:
-        timings: dict[str, float] = {}
+        timings = Timings()
         claims = [claim for _, claim in taken]
         reports = Reports(self._reports, self.keeping, self.worker, claims, shows=self._previews)
 
@@ -299,7 +298,10 @@ class JobRunner:
                 ]
                 if good:
                     self._say_started(taken)
-                    made = self.attempts.make_all(good, started, reports.step, timings, snapshots)
+                    try:
+                        made = self.attempts.make_all(good, started, reports.step, timings, snapshots)
+                    finally:
+                        timings.stretches += reports.stretches()
             self._heed_stop()
         except (SystemExit, KeyboardInterrupt):
             self.stop.is_heeded = True
@@ -312,7 +314,7 @@ class JobRunner:
             if self.stop.is_forced:
                 self._save_last(snapshots)
                 raise SystemExit from err
-            self._end_all(taken, err, snapshots)
+            self._end_all(taken, err, snapshots, timings)
             return
         finally:
             if snapshots:
@@ -329,12 +331,13 @@ class JobRunner:
             elif isinstance(end, StorageAway):
                 self._wait_for_storage((job, claim), end)
             elif isinstance(end, Exception):
-                self._end_all([(job, claim)], end, snapshots)
+                self._end_all([(job, claim)], end, snapshots, timings)
             else:
                 video, facts = end
                 # What a family took, it took for all that were in its call.
                 own = {stage: seconds / facts.get("batch_size", 1) for stage, seconds in video.seconds.items()}
-                videos.append(Finished(job, claim, video, facts, share | own, snapshots))
+                own_timings = Timings({**share, **own}, timings.stretches)
+                videos.append(Finished(job, claim, video, facts, own_timings, snapshots))
         self._finisher.hand(videos)
         if has_loaded:
             with suppress(QueueUnavailable), redis_errors():
@@ -393,7 +396,13 @@ class JobRunner:
             **({"batch_size": len(taken)} if len(taken) > 1 else {}),
         )
 
-    def _end_all(self, taken: Sequence[Taken], err: BaseException, snapshots: JobSnapshots | None = None) -> None:
+    def _end_all(
+        self,
+        taken: Sequence[Taken],
+        err: BaseException,
+        snapshots: JobSnapshots | None = None,
+        timings: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         """Bring jobs to their end whose call failed as a whole."""
         model = taken[0][0].request.model
         if is_device_lost(err):
@@ -409,6 +418,7 @@ class JobRunner:
         else:
             for job, claim in taken:
                 fail(self.records, job, claim, self.worker, err)
+                tell_end(job, timings, self.worker, err)
                 if snapshots and self._is_over(claim):  # else another worker goes on from them
                     snapshots.delete()
                 self.keeping.let_go(claim)
@@ -476,7 +486,15 @@ class JobRunner:
             )
 
 
+def _load_counter(records: Records) -> Callable[[str], None]:
+    def count(model: str) -> None:
+        with suppress(QueueUnavailable), redis_errors():  # a model in memory is worth more than its count
+            records.count(LOADS, model)
+
+    return count
+
+
 def _named(taken: Sequence[Taken]) -> dict[str, object]:
     """Return what log lines are to say of the jobs in a call."""
     ids = [claim.job_id for _, claim in taken]
-    return {"job_id": ids[0]} if len(ids) == 1 else {"job_ids": ids}
+    return {"job_id": ids[0], **log_fields(taken[0][0].trace)} if len(ids) == 1 else {"job_ids": ids}

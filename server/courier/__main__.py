@@ -31,14 +31,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from polyreel.logs import configure_logs
+    from polyreel.logs import configure_logs, log_crashes
     from polyreel.profiles import load_settings
     from polyreel.records import connect
+    from polyreel.tracing import configure_tracing
     from polyreel.webhooks import Webhooks
     from server.courier.courier import Courier, Sender
 
     settings = load_settings(options.config, state_dir=options.state_dir).settings
-    configure_logs(settings.log_level, "courier")
+    configure_logs(settings.log_level, "courier", prompts=settings.log_prompts, secrets=settings)
+    log_crashes()
+    configure_tracing("courier")
     if settings.redis_url is None:
         raise ConfigurationError(
             "redis_url: the courier needs REDIS_URL; `polyreel up` starts an embedded queue by itself."

@@ -6,6 +6,7 @@ what was sent meanwhile is noted when it is back, before anything else is taken.
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -19,6 +20,7 @@ import structlog
 from polyreel.errors import PolyreelError, QueueUnavailable
 from polyreel.outbound import Reply
 from polyreel.records import StoredJob, job_key, parse
+from polyreel.tracing import PARENT, Stretch, log_fields, tell
 from polyreel.webhooks import ATTEMPT_S, Attempt, Hands, Schedule, Taken, Webhooks
 from server.courier.verdicts import Verdict, judge
 
@@ -179,9 +181,20 @@ class Courier:
 
     def _attempt(self, taken: Taken) -> tuple[int | None, Verdict]:
         """Send a message once; return the reply's status and what it means."""
+        record = self._patiently(lambda: self._webhooks.client.hgetall(job_key(taken.job_id)))
+        trace = _trace(record)
+        structlog.contextvars.bind_contextvars(**log_fields(trace))  # for this delivery's thread
+        began = time.time()
+        status, verdict = self._send(taken, record)
+        # Not the URL: its path may be a secret.
+        about: dict[str, str | int | float] = {"job_id": taken.job_id, "attempt": taken.attempt}
+        about |= {"outcome": verdict.outcome, "status": status or 0}
+        tell(Stretch("webhook", began, time.time()), [], about, parent=trace.get(PARENT, ""))
+        return status, verdict
+
+    def _send(self, taken: Taken, record: Mapping[Any, Any]) -> tuple[int | None, Verdict]:  # Any: as `parse`
         sender = self._sender
         assert sender is not None  # noqa: S101 `step` has seen to it
-        record = self._patiently(lambda: self._webhooks.client.hgetall(job_key(taken.job_id)))
         if not record:
             return None, Verdict("failed", "the job was deleted or has expired")
         try:
@@ -247,6 +260,15 @@ class Courier:
         if self._is_away:
             self._is_away = False
             log.info("redis answers again")
+
+
+def _trace(record: Mapping[Any, Any]) -> dict[str, str]:  # Any: as `parse`
+    """Return where a job's submit belongs, nothing where its record does not say or cannot be read."""
+    try:
+        found = json.loads(record.get("trace", "{}"))
+    except ValueError:
+        return {}
+    return {name: text for name, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
 
 
 def _read(record: Mapping[Any, Any]) -> StoredJob:  # Any: as `parse`
