@@ -7,6 +7,7 @@ storage hangs for ever.
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -68,13 +69,13 @@ class StorageWatch:
         self._storage = storage
         self._state_dir = state_dir
         self._least_bytes = least_bytes
-        self._works = _Remembered(self._check, BELIEVED_S, PATIENCE_S)
-        self._space = _Remembered(self._free_bytes, _SPACE_BELIEVED_S, _SPACE_PATIENCE_S)
+        self._works = _Remembered(self._check)
+        self._space = _Remembered(self._free_bytes)
         self._told = ""
 
     async def state(self) -> StorageState:
         """Return what is known, looking anew where that is old."""
-        found = await self._works.value()
+        found = await self._works.value(BELIEVED_S, PATIENCE_S)
         if found is None:
             found = StorageState("The storage of the results does not answer.", None, is_up=False)
         if found.trouble != self._told:
@@ -89,7 +90,7 @@ class StorageWatch:
         Raises:
             StorageFull: less than `least_bytes` are free.
         """
-        free = await self._space.value()
+        free = await self._space.value(_SPACE_BELIEVED_S, _SPACE_PATIENCE_S)
         if free is not None and free < self._least_bytes:
             raise StorageFull(NO_SPACE)
 
@@ -122,24 +123,25 @@ class _Remembered(Generic[T]):
 
     Args:
         look: the call.
-        believed_s: for how long an answer is good, seconds.
-        patience_s: how long anybody waits for one, seconds.
     """
 
-    def __init__(self, look: Callable[[], T], believed_s: float, patience_s: float) -> None:
+    def __init__(self, look: Callable[[], T]) -> None:
         self._look = look
-        self._believed_s = believed_s
-        self._patience_s = patience_s
         self._found: T | None = None
-        self._found_at = -believed_s
+        self._found_at = -math.inf
         self._task: asyncio.Task[T] | None = None
 
-    async def value(self) -> T | None:
-        """Return the answer, None when none came in time."""
-        if time.monotonic() - self._found_at >= self._believed_s:
+    async def value(self, believed_s: float, patience_s: float) -> T | None:
+        """Return the answer, None when none came in time.
+
+        Args:
+            believed_s: for how long an answer is good, seconds.
+            patience_s: how long to wait for a new one, seconds.
+        """
+        if time.monotonic() - self._found_at >= believed_s:
             if self._task is None or self._task.done():  # one at a time, also where one hangs for ever
                 self._task = asyncio.create_task(run_in_threadpool(self._look))
-            done, _ = await asyncio.wait({self._task}, timeout=self._patience_s)
+            done, _ = await asyncio.wait({self._task}, timeout=patience_s)
             self._found, self._found_at = (self._task.result() if done else None), time.monotonic()
         return self._found
 
