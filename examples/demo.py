@@ -1,6 +1,7 @@
 """Starts a whole server, makes one clip through each dialect with plain HTTP, and saves the files in `demo/`.
 
-`make demo` runs this. Nothing here knows Polyreel's code: it is what a client of each hosted API does.
+`make demo` runs this. Nothing here knows Polyreel's code: it is what a client of each hosted API does. At a terminal,
+or with `--stay`, the server goes on after that, so that the lines which are printed can be pasted, until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import json
 import os
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ class Clip:
         dialect: whose API it is.
         note: what is particular about the request.
         save: client and answer to the saved files.
+        saves_to: name of the file that the curl line saves, where the answer is the video itself.
     """
 
     dialect: str
@@ -48,6 +51,7 @@ class Clip:
     headers: dict[str, str]
     body: dict[str, Any]
     save: Callable[[httpx2.Client, httpx2.Response], list[Path]]
+    saves_to: str = ""
 
 
 def save_bytes(_client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
@@ -132,6 +136,7 @@ CLIPS = (
         BEARER,
         {"inputs": "An astronaut riding a horse"},
         save_bytes,
+        saves_to="astronaut.mp4",
     ),
     Clip(
         "Hugging Face universal handler",
@@ -220,8 +225,13 @@ CLIPS = (
 )
 
 
-def main() -> int:
-    """Run every clip; return 0 when all files are there."""
+def main(arguments: list[str]) -> int:
+    """Run every clip; return 0 when all files are there.
+
+    Args:
+        arguments: `--stay` serves on until Ctrl-C, as it does at a terminal.
+    """
+    stays = "--stay" in arguments or (sys.stdin.isatty() and sys.stdout.isatty())
     DEMO.mkdir(exist_ok=True)
     print("starting polyreel up (embedded queue, API, worker; the first start builds tiny checkpoints)", flush=True)
     with (
@@ -231,10 +241,15 @@ def main() -> int:
     ):
         for clip in CLIPS:
             make(client, clip)
-    print(
-        "\nThe tiny checkpoints have random weights: the clips are moving noise, the server is the real one.\n"
-        "To send these yourself: `make up`, then  export BASE=http://127.0.0.1:8000 KEY=<the key that it shows>"
-    )
+        print("\nThe tiny checkpoints have random weights: the clips are moving noise, the server is the real one.")
+        if stays:
+            print(f"To send these yourself, in another terminal:\n\nexport BASE={base_url} KEY={KEY}\n")
+            print("\n".join(curl(clip) for clip in CLIPS))
+            print("\nThe server goes on until Ctrl-C.", flush=True)
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+        else:
+            print("To send these yourself: `make up`, then paste what it prints.")
     return 0
 
 
@@ -247,8 +262,7 @@ def make(client: httpx2.Client, clip: Clip) -> None:
     files = clip.save(client, answer)
     print(f"\n{clip.dialect} ({clip.note}): {time.monotonic() - start:.1f} s")
     for file in files:
-        print(f"  {file}  {file.stat().st_size:,} bytes")
-    print(f"  {curl(clip)}", flush=True)
+        print(f"  {file}  {file.stat().st_size:,} bytes", flush=True)
 
 
 def curl(clip: Clip) -> str:
@@ -257,7 +271,8 @@ def curl(clip: Clip) -> str:
     parts = ["curl", "-sS", f'"$BASE{clip.path}"']
     for name, value in headers.items():
         parts += ["-H", _open(f"{name}: {value}")]
-    return " ".join([*parts, "-d", _open(json.dumps(clip.body))])
+    parts += ["-d", _open(json.dumps(clip.body))]
+    return " ".join([*parts, "-o", clip.saves_to] if clip.saves_to else parts)
 
 
 def _open(text: str) -> str:
@@ -311,4 +326,4 @@ def _write(name: str, content: bytes) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

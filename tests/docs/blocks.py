@@ -42,6 +42,9 @@ NOT_HERE: dict[tuple[str, str], Reason | str] = {
         "tests/live/test_conformance_command.py::test_our_server_conforms_to_every_contract",
     ("docs/conformance.md", "polyreel conformance --base-url https://api.novita.ai"): Reason.ACCOUNT,
     ("docs/policy.md", "pip install ./examples/content_policy"): Reason.FOREGROUND,
+    ("docs/quick-start.md", "make demo "): Reason.CHECKOUT,
+    ("docs/quick-start.md", "make up "): Reason.FOREGROUND,
+    ("docs/quick-start.md", "cp .env.example .env"): Reason.CONTAINERS,
     ("docs/scheduling.md", "python -m benchmarks.sim_affinity"):
         "tests/core/test_sim_affinity.py::test_both_tables_are_printed",
     ("examples/content_policy/README.md", ".venv/bin/pip install ./examples/content_policy"): Reason.FOREGROUND,
