@@ -75,8 +75,10 @@ def own(tmp_path: Path) -> Iterator[OwnValkey]:
 
 
 @pytest.fixture
-def queue(redis_url: str) -> Queue:
-    return Queue(redis_url, retention_s=60, max_open=100, job_timeout_s=60, patient=True)
+def queue(redis_url: str) -> Iterator[Queue]:
+    queue = Queue(redis_url, retention_s=60, max_open=100, job_timeout_s=60, patient=True)
+    yield queue
+    queue.records.client.close()  # left to a collection of garbage, it is a warning in whichever test that falls into
 
 
 @pytest.fixture
