@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from polyreel.broker import queue_of
 from polyreel.errors import ConfigurationError, QueueUnavailable
 from polyreel.records import connect
+from polyreel.redis_fitness import unusable
 from polyreel.settings import Settings
 
 
@@ -26,7 +27,12 @@ def opened(settings: Settings) -> Iterator[tuple[redis.Redis, Settings]]:
     """
     try:
         if settings.redis_url is not None:
-            with connect(settings.redis_url.get_secret_value(), patient=False) as client:
+            url = settings.redis_url.get_secret_value()
+            with connect(url, patient=False) as client:
+                try:
+                    client.ping()
+                except redis.RedisError as err:
+                    raise unusable(url, err) from err
                 yield client, settings
         else:
             with queue_of(settings.state_dir) as url, connect(url, patient=False) as client:

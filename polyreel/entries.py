@@ -227,13 +227,23 @@ class ServedModel(BaseModel):
     @model_validator(mode="after")
     def _defaults_are_within_limits(self) -> ServedModel:
         for field in ("num_frames", "num_inference_steps"):
-            if getattr(self.defaults, field) > getattr(self.limits, field):
-                raise ValueError(f"defaults.{field} is over limits.{field}")
+            default, limit = getattr(self.defaults, field), getattr(self.limits, field)
+            if default > limit:
+                raise ValueError(
+                    f"defaults.{field} is over limits.{field}: {default} is more than {limit}; change either"
+                )
         for field in ("height", "width"):
-            if getattr(self.defaults, field) > self.limits.side:
-                raise ValueError(f"defaults.{field} is over limits.side")
-        if self.defaults.num_frames * self.defaults.height * self.defaults.width > self.limits.pixels:
-            raise ValueError("defaults.num_frames * height * width is over limits.pixels")
+            side = getattr(self.defaults, field)
+            if side > self.limits.side:
+                raise ValueError(
+                    f"defaults.{field} is over limits.side: {side} is more than {self.limits.side}; change either"
+                )
+        pixels = self.defaults.num_frames * self.defaults.height * self.defaults.width
+        if pixels > self.limits.pixels:
+            raise ValueError(
+                "defaults.num_frames * height * width is over limits.pixels: "
+                f"{pixels} is more than {self.limits.pixels}; change either"
+            )
         return self
 
 

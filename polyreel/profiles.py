@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource, SecretsSettingsSource
+from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsError
 
 from polyreel.errors import ConfigurationError, did_you_mean
 from polyreel.settings import Settings
@@ -73,6 +73,15 @@ def load_settings(config: str | None = None, **command_line: object) -> Loaded:
 def _read(place: str, source: PydanticBaseSettingsSource) -> dict[str, Any]:
     try:
         return source()
+    except SettingsError as err:  # its text names the field and quotes no value, which may hold a key
+        found = re.search(r'field "(\w+)"', str(err))
+        if found is None:
+            raise ConfigurationError(f"{place}: {err}") from None
+        raise ConfigurationError(
+            f'{found[1]}: write JSON, as in POLYREEL_DIALECTS=\'{{"universal": {{"endpoint_model": "ltx"}}}}\', or '
+            "each part in a variable of its own, as POLYREEL_DIALECTS__UNIVERSAL__ENDPOINT_MODEL=ltx; what came may "
+            f"hold a secret and is not shown (from {place})"
+        ) from None
     except Exception as err:
         raise ConfigurationError(f"{place}: {err}") from None
 
@@ -84,7 +93,10 @@ def read_profile(name_or_path: str, extended_by: tuple[str, ...] = ()) -> dict[s
         ConfigurationError: no such profile or file, not YAML, not a mapping, or it extends itself.
     """
     if name_or_path in extended_by:
-        raise ConfigurationError(f"--config {extended_by[0]}: the profile {name_or_path} extends itself.")
+        raise ConfigurationError(
+            f"--config {extended_by[0]}: the profile {name_or_path} extends itself. Take `extends:` out of it, or name "
+            "another profile there."
+        )
     shipped = files("configs")
     names = sorted(entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
     if name_or_path in names:
@@ -106,10 +118,13 @@ def read_profile(name_or_path: str, extended_by: tuple[str, ...] = ()) -> dict[s
         mark = getattr(err, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise ConfigurationError(
-            f"--config {name_or_path}: not valid YAML{where}: {getattr(err, 'problem', None) or 'unreadable'}."
+            f"--config {name_or_path}: not valid YAML{where}: {getattr(err, 'problem', None) or 'unreadable'}. Mend it "
+            f"there or just before; `polyreel config check {name_or_path}` says when it is right."
         ) from None
     if not isinstance(values, dict):
-        raise ConfigurationError(f"--config {name_or_path}: the file must be a mapping of settings.")
+        raise ConfigurationError(
+            f"--config {name_or_path}: the file must be a mapping of settings, such as port: 8000."
+        )
     parent = values.pop("extends", None)
     return _merge(read_profile(str(parent), (*extended_by, name_or_path)), values) if parent else values
 

@@ -15,6 +15,9 @@ from polyreel.errors import did_you_mean
 #: Longest value that is shown, characters.
 _LONGEST = 100
 
+#: Where a section has more names than this, the nearest alone is told.
+_FEW = 12
+
 #: What is right, by pydantic's kind of error and with its context. Others are told in pydantic's words.
 #: Source: pydantic documentation, "Validation Errors".
 _RIGHT = {
@@ -32,7 +35,7 @@ _RIGHT = {
     "dict_type": "write a mapping, NAME: VALUE",
     "model_type": "write a mapping, NAME: VALUE",
     "literal_error": "use {expected}",
-    "missing": "it is missing, and has no default",
+    "missing": "it is missing: write one, as it has no default",
     "greater_than_equal": "write {ge} or more",
     "greater_than": "write more than {gt}",
     "less_than_equal": "write {le} or less",
@@ -57,9 +60,15 @@ def _line(problem: Any, origin: Mapping[str, str], prefix: str, model: type[Base
     place = origin.get(str(loc[0]) if loc else "", "")
     source = f" (from {place})" if place else ""
     if problem["type"] == "extra_forbidden":
-        hint = did_you_mean(str(loc[-1]), _names_at(model, loc[:-1]))
+        names = _names_at(model, loc[:-1])
+        hint = did_you_mean(str(loc[-1]), names)
+        if not hint and len(names) <= _FEW:
+            hint = f" There are: {', '.join(names) or 'none'}."
         return f"{where}: there is no such setting.{hint}{source}"
-    right = _RIGHT.get(problem["type"], "{msg}").format(**problem.get("ctx", {}), msg=problem["msg"])
+    limits = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in problem.get("ctx", {}).items()
+    }
+    right = _RIGHT.get(problem["type"], "{msg}").format(**limits, msg=problem["msg"])
     right = right.removeprefix("Value error, ")
     return f"{where}: {right}{_came(problem, right, model)}{source}"
 

@@ -42,21 +42,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    import uvicorn
-
-    from polyreel.keys import forget_local_key, load_keys
     from polyreel.logs import configure_logs, log_crashes
     from polyreel.profiles import load_settings
     from polyreel.tracing import configure_tracing
-    from server.app import create_app
-    from server.first_key import is_for_a_person, leave
-    from server.greeting import greeting
 
     settings = load_settings(options.config, state_dir=options.state_dir, host=options.host, port=options.port).settings
     configure_logs(settings.log_level, "serve", prompts=settings.log_prompts, secrets=settings)
     log_crashes()
     configure_tracing("serve")
-    listener = _listen(settings.host, settings.port)  # first: a key that is made is shown once, so it must be shown
+    with _listen(settings.host, settings.port) as listener:  # first: a key that is made is shown once, so it must be
+        return _serve_on(listener, settings)
+
+
+def _serve_on(listener: socket.socket, settings: Settings) -> int:
+    import uvicorn
+
+    from polyreel.keys import forget_local_key, load_keys
+    from polyreel.redis_fitness import check_redis
+    from server.app import create_app
+    from server.first_key import is_for_a_person, leave
+    from server.greeting import greeting
+
+    if settings.redis_url is not None:
+        check_redis(settings.redis_url.get_secret_value())
     keys, new_key = load_keys(settings, lambda: _has_stored_key(settings))
     try:
         app = create_app(settings, keys)
@@ -123,10 +131,17 @@ def _listen(host: str, port: int) -> socket.socket:
     """Bind before anything else runs, so that a taken port is a message and not a crash loop."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+    except OSError as err:
+        raise ConfigurationError(
+            f"host: {host} is no address to listen on: {err.strerror}. Choose another: --host 127.0.0.1 for this "
+            "machine alone, --host 0.0.0.0 for all others too."
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as err:
+        listener.close()
         raise ConfigurationError(
             f"host, port: cannot listen on {host}:{port}: {err.strerror}. Choose another: --port PORT or POLYREEL_PORT."
         ) from None

@@ -56,6 +56,7 @@ def _work(options: argparse.Namespace) -> int:
     from polyreel.policy import load_judge
     from polyreel.queue import Queue, rq_connection
     from polyreel.records import Records, connect
+    from polyreel.redis_fitness import check_redis
     from polyreel.storage import connect_storage
     from polyreel.storage_marker import claim as claim_storage
     from polyreel.tracing import configure_tracing
@@ -87,6 +88,7 @@ def _work(options: argparse.Namespace) -> int:
             "redis_url: a worker needs REDIS_URL; `polyreel up` starts an embedded queue by itself."
         )
     url = settings.redis_url.get_secret_value()
+    check_redis(url)
     judge = load_judge(settings.content_policy)
     residency = Residency(
         settings.catalogue,

@@ -20,6 +20,7 @@ from polyreel.broker import queue_of
 from polyreel.errors import PolyreelError
 from polyreel.processes import command
 from polyreel.records import connect
+from polyreel.redis_fitness import trouble_of
 from polyreel.settings import Settings
 
 Status = Literal["ok", "warn", "fail"]
@@ -52,14 +53,14 @@ class Patient:
     Args:
         settings: that a start would use.
         client: of its Redis; None when there is none to be had.
-        no_client: why not.
+        no_client: why not, and what to do about it.
         seen: what `workers.look` has seen, empty where no worker is installed. Any: JSON.
         no_look: why nothing was seen.
     """
 
     settings: Settings
     client: redis.Redis | None = None
-    no_client: str = ""
+    no_client: tuple[str, str] = ("", "")
     seen: Mapping[str, Any] = field(default_factory=dict)
     no_look: str = ""
 
@@ -117,13 +118,16 @@ def patient_of(settings: Settings, flags: list[str]) -> Iterator[Patient]:
     """
     patient = Patient(settings)
     with ExitStack() as stack:
+        url = settings.redis_url.get_secret_value() if settings.redis_url else None
         try:
-            url = settings.redis_url.get_secret_value() if settings.redis_url else None
             url = url or stack.enter_context(queue_of(settings.state_dir))
             patient.client = stack.enter_context(connect(url, patient=False))
             patient.client.ping()
-        except (PolyreelError, redis.RedisError, OSError) as err:
-            patient.client, patient.no_client = None, str(err) or type(err).__name__
+        except redis.RedisError as err:
+            patient.client, patient.no_client = None, trouble_of(url or "", err)
+        except (PolyreelError, OSError) as err:
+            fix = "Set REDIS_URL=redis://HOST:6379/0, or mend what is said here."
+            patient.client, patient.no_client = None, (str(err) or type(err).__name__, fix)
         patient.seen, patient.no_look = _look(flags)
         yield patient
 

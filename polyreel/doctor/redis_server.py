@@ -8,9 +8,7 @@ from typing import Any
 import redis
 
 from polyreel.doctor import Finding, Patient
-
-#: Oldest Redis whose scripts have flags; a Valkey says 7.2 or newer.
-_OLDEST = (7, 0)
+from polyreel.redis_fitness import OLDEST
 
 #: A memory this full is to be looked after.
 _FULL = 0.8
@@ -24,13 +22,9 @@ _FLAGS = "--appendonly yes --appendfsync always --maxmemory-policy noeviction"
 
 def answers(patient: Patient) -> Finding:
     """It answers."""
-    url = patient.settings.redis_url
     if patient.client is None:
-        if url is None:
-            return Finding("fail", patient.no_client, "Set REDIS_URL=redis://HOST:6379/0, or mend what is said here.")
-        fix = "Start it, or set REDIS_URL (its value may hold a password and is not shown) to one that answers."
-        return Finding("fail", f"redis_url: {patient.no_client}", fix)
-    return Finding("ok", "it answers" if url else "the embedded one answers")
+        return Finding("fail", *patient.no_client)
+    return Finding("ok", "it answers" if patient.settings.redis_url else "the embedded one answers")
 
 
 def version(patient: Patient) -> Finding:
@@ -40,7 +34,7 @@ def version(patient: Patient) -> Finding:
     name = "Valkey" if about.get("server_name") == "valkey" else "Redis"
     said = str(about.get("valkey_version") or about["redis_version"])
     found = tuple(int(part) for part in str(about["redis_version"]).split(".")[:2])
-    if found < _OLDEST:
+    if found < OLDEST:
         return Finding("fail", f"redis_url: it is {name} {said}.", "Use Redis 7 or newer, or Valkey.")
     return Finding("ok", f"{name} {said}")
 

@@ -163,7 +163,7 @@ def connect_storage(url: str, s3: S3 | None = None) -> Storage:
     if kind is None:
         known = ", ".join(f"{name}:" for name in storage_kinds())
         raise ConfigurationError(
-            f"storage: {scheme or 'a URL without a scheme'} is not a storage.{did_you_mean(scheme, storage_kinds())} "
+            f"storage: {scheme or repr(url)} is not a storage.{did_you_mean(scheme, storage_kinds())} "
             f"Known: {known} for example file:///var/lib/polyreel/results."
         )
     return kind.connect(url, s3 or S3())

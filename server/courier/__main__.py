@@ -34,6 +34,7 @@ def _run(options: argparse.Namespace) -> None:
     from polyreel.logs import configure_logs, log_crashes
     from polyreel.profiles import load_settings
     from polyreel.records import connect
+    from polyreel.redis_fitness import check_redis
     from polyreel.tracing import configure_tracing
     from polyreel.webhooks import Webhooks
     from server.courier.courier import Courier, Sender
@@ -46,6 +47,7 @@ def _run(options: argparse.Namespace) -> None:
         raise ConfigurationError(
             "redis_url: the courier needs REDIS_URL; `polyreel up` starts an embedded queue by itself."
         )
+    check_redis(settings.redis_url.get_secret_value())
 
     def sender() -> Sender:
         from polyreel.outbound import Outbound

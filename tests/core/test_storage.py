@@ -235,8 +235,8 @@ def test_a_key_that_we_do_not_make_is_refused_everywhere(storage: Storage, sourc
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("results", "storage: a URL without a scheme is not a storage."),
-        ("", "storage: a URL without a scheme is not a storage."),
+        ("results", "storage: 'results' is not a storage."),
+        ("", "storage: '' is not a storage."),
         ("fil:///results", "storage: fil is not a storage. Did you mean file?"),
         ("gopher://host/results", "storage: gopher is not a storage. Known: file:, memory:, s3:"),
         ("file://results", "must name an absolute folder: file:///var/lib/polyreel/results."),
