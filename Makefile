@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A CPU build of torch where the index offers one; `make install TORCH=torch==2.13.0+cu130` takes another.
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo up test test-slow test-gpu storm lint docs format bench bench-queue clean
+.PHONY: help install demo up test test-slow test-gpu storm lint lock check-deploy image-check docs format bench bench-queue clean
 help:
 	@sed -n '/^[a-z-]*:.*## /s/:.*## /\t/p' Makefile | expand -t 12
 
@@ -63,6 +63,15 @@ lint: install ## ruff, mypy, import contracts
 
 docs: install ## rewrite the generated parts of docs/: index, settings, errors, tables
 	@$(BIN)/python -m tests.docs.generate
+
+lock: install ## write requirements/*.txt anew; ARGS=--upgrade takes the newest versions that pyproject.toml allows
+	@$(BIN)/python requirements/lock.py $(ARGS)
+
+check-deploy: install ## Dockerfile, compose, Kubernetes, Caddy, Prometheus, Grafana: all that no container engine is needed for
+	@$(BIN)/python -m pytest -q tests/deploy
+
+image-check: ## build both images without a container engine and run them (root, buildah, debootstrap); IMAGES=server
+	@deploy/image-check.sh
 
 format: install
 	@$(BIN)/ruff check --fix .

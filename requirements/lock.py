@@ -1,6 +1,6 @@
 """`make lock`: writes the locks beside this file, every version pinned and every file's hash named.
 
-    server.txt   what the API and the courier import
+    server.txt   what the API and the courier import, with the extra `tracing`
     worker.txt   that and what a model process imports, but torch
     torch.txt    torch and the CUDA libraries that it brings, as PyPI has them
     dev.txt      all of it but torch, and the tools of the extra `dev`
@@ -83,11 +83,13 @@ def main(arguments: list[str]) -> None:
         torch_pin = Path(folder) / "torch.in"
         torch_pin.write_text(TORCH)
         project = str(PYPROJECT)
-        everything = compile_lock([project, "--extra=worker"], read("worker") + read("torch"), [torch_pin], arguments)
+        everything = compile_lock(
+            [project, "--extra=worker", "--extra=tracing"], read("worker") + read("torch"), [torch_pin], arguments
+        )
         rest, torch = split(everything)
         worker = write("worker", rest)
         write("torch", torch)
-        write("server", compile_lock([project], read("server"), [worker], arguments))
+        write("server", compile_lock([project, "--extra=tracing"], read("server"), [worker], arguments))
         dev = compile_lock([project, "--extra=worker", "--extra=dev"], read("dev"), [worker, torch_pin], arguments)
         write("dev", split(dev)[0])
         builder = Path(folder) / "build.in"
