@@ -31,7 +31,7 @@ class Reason(Enum):
 #: runs them in its own way.
 NOT_HERE: dict[tuple[str, str], Reason | str] = {
     ("README.md", "make demo "): Reason.CHECKOUT,
-    ("README.md", "mkdir -p weights "): Reason.CONTAINERS,
+    ("README.md", "cp .env.example .env"): Reason.CONTAINERS,
     ("docs/compatibility/huggingface.md", "from huggingface_hub import InferenceClient"):
         "tests/drop_in/test_huggingface_clients.py::test_the_pages_own_python_lines_work",
     ("docs/compatibility/huggingface.md", "import os"):

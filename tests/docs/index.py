@@ -12,7 +12,7 @@ DOCS = ROOT / "docs"
 GROUPS: dict[str, tuple[str, ...]] = {
     "Start": ("quick-start", "deploy", "models"),
     "Your client": (
-        "compatibility/huggingface", "compatibility/universal", "compatibility/modelslab", "compatibility/novita",
+        "clients", "compatibility/huggingface", "compatibility/universal", "compatibility/modelslab", "compatibility/novita",
         "compatibility/openai", "compatibility/native", "errors", "webhooks", "conformance",
     ),
     "Operate": ("operations", "security", "storage", "metrics", "cli", "settings", "upgrade"),
