@@ -177,8 +177,8 @@ def load_keys(settings: Settings, has_stored: Callable[[], bool] = lambda: False
         if not has_stored():
             raise ConfigurationError(
                 f"api_keys: there is no API key, and host {settings.host} can be reached from other machines. Make one "
-                "(polyreel keys create NAME), or set POLYREEL_API_KEYS=name:key (16 or more characters), or listen on "
-                "--host 127.0.0.1."
+                "(polyreel keys create NAME; with compose: docker compose run --rm server keys create NAME), or set "
+                "POLYREEL_API_KEYS=name:key (16 or more characters), or listen on --host 127.0.0.1."
             )
         return ApiKeys(pepper, {}), None
     remembered = settings.state_dir / "local-key.json"

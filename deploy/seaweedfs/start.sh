@@ -10,4 +10,5 @@ cat > /tmp/s3.json <<EOF
 EOF
 
 exec weed server -dir=/data -ip="$(hostname -i | cut -d ' ' -f 1)" -ip.bind=0.0.0.0 -volume.max=0 \
-    -master.telemetry=false -s3 -s3.port=8333 -s3.config=/tmp/s3.json
+    -master.volumeSizeLimitMB=1024 -master.telemetry=false \
+    -s3 -s3.port=8333 -s3.config=/tmp/s3.json -s3.iam=false -s3.port.iceberg=0 -s3.port.lance=0

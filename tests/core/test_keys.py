@@ -112,7 +112,8 @@ def test_a_reachable_server_does_not_start_without_a_key(tmp_path: Path, host: s
         load_keys(load_settings(state_dir=tmp_path, host=host).settings)
     assert str(refused.value) == (
         f"api_keys: there is no API key, and host {host} can be reached from other machines. Make one (polyreel keys "
-        "create NAME), or set POLYREEL_API_KEYS=name:key (16 or more characters), or listen on --host 127.0.0.1."
+        "create NAME; with compose: docker compose run --rm server keys create NAME), or set "
+        "POLYREEL_API_KEYS=name:key (16 or more characters), or listen on --host 127.0.0.1."
     )
     assert not (tmp_path / "local-key.json").exists()
 
