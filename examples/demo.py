@@ -29,7 +29,7 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"
 KEY = f"demo_{secrets.token_urlsafe(16)}"
 
 #: Seconds that the first start may take: tiny checkpoints are built.
-READY_S = 90
+READY_S = 180
 #: Seconds that one clip may take before the demo gives up.
 CLIP_S = 280
 

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from polyreel.profiles import load_settings
+from server.greeting import greeting
+from tests.conftest import LiveServer
 from tests.live.decode import decode, decode_zip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -106,3 +109,16 @@ def test_an_empty_environment_makes_a_clip_of_each_dialect_and_prints_lines_that
 
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
+
+
+def test_every_line_that_a_server_prints_at_its_start_works_as_it_stands(live: LiveServer, tmp_path: Path) -> None:
+    """The first lines of `polyreel up` with a new key, made as it makes them; the key is the live server's."""
+    settings = load_settings(public_url=live.base_url).settings
+    lines = [line for line in greeting(settings, 8000, live.key).splitlines() if line.startswith("curl ")]
+    assert len(lines) == 6
+    for line in lines:
+        pasted = line.replace("curl -sS", "curl -sS --fail-with-body", 1)
+        done = subprocess.run(["bash", "-c", pasted], cwd=tmp_path, capture_output=True, timeout=300, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout!r}\n{done.stderr!r}"
+    [saved] = tmp_path.glob("*.mp4")
+    assert len(decode(saved.read_bytes()).frames) > 1
