@@ -101,10 +101,10 @@ class Settings(BaseSettings):
         outbound_http: webhooks and links to pictures may use plain http on port 80 to public addresses too; without it
             https on port 443.
         webhook_secrets: `whsec_…` secrets from which each owner's own is derived; the first signs, the others sign too
-            while receivers change over. None makes one in `state_dir` (set it where couriers run on several machines).
+            while receivers change over. None makes one, in Redis for all machines.
         admins: owners whose configured keys may manage the server (`alice,bob`); the key made on first start always
             may.
-        key_pepper: keys the hashes of API keys; None makes one in `state_dir` (set it where several machines serve).
+        key_pepper: keys the hashes of API keys; None makes one, in Redis for all machines.
         trusted_proxies: addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed; nothing is
             none, and then links follow `public_url` or the Host header alone: `10.0.0.2,172.18.0.0/16`, see
             `docs/security.md`.
@@ -112,7 +112,7 @@ class Settings(BaseSettings):
             cookies are, so a page must have one), nothing is none.
         host: where the API listens; beyond loopback there must be a key, configured or made by `polyreel keys create`.
         port: likewise; 0 takes a free one.
-        link_secret: signs result links; None makes one in `state_dir` (set it where machines share a bucket).
+        link_secret: signs result links; None makes one, in Redis for all machines.
         old_link_secrets: those that signed before: links that clients have stay good until they expire.
         models: the catalogue: what is served, from which checkpoint, within which limits, under which names; see
             `docs/models.md`.

@@ -10,13 +10,14 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from server.dialects.native import DIALECT
+from server.dialects.native.audit import AuditAnswer, EntryAnswer
 from server.dialects.native.answer import JobAnswer, OutputAnswer
 from server.dialects.native.fields import Keyframe, Lora, NewJob, Output, Prompt, Upscale
 from server.dialects.native.jobs import JobsAnswer, RemovalAnswer
 from server.dialects.native.models import AdapterAnswer, CommandAnswer, ModelAnswer
 from server.dialects.native.problems import _ERRORS, Problem
 from server.dialects.native.snippets import SnippetAnswer, SnippetsAnswer
-from server.dialects.native.status import QueueAnswer, StatusAnswer, UsageAnswer, WorkerAnswer
+from server.dialects.native.status import LimitsAnswer, QueueAnswer, StatusAnswer, UsageAnswer, WorkerAnswer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compatibility" / "native.md").read_text("utf-8")
 
@@ -29,7 +30,7 @@ WORDS = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`]+)`", PAGE))))
     [
         NewJob, Prompt, Keyframe, Lora, Upscale, Output, JobAnswer, OutputAnswer, JobsAnswer, RemovalAnswer, Problem,
         ModelAnswer, AdapterAnswer, CommandAnswer, StatusAnswer, QueueAnswer, WorkerAnswer, UsageAnswer, SnippetsAnswer,
-        SnippetAnswer,
+        SnippetAnswer, AuditAnswer, EntryAnswer, LimitsAnswer,
     ],
 )  # fmt: skip
 def test_every_field_is_explained(model: type[BaseModel]) -> None:
