@@ -12,10 +12,10 @@ DOCS = ROOT / "docs"
 GROUPS: dict[str, tuple[str, ...]] = {
     "Start": ("quick-start", "deploy", "models"),
     "Your client": (
-        "clients", "compatibility/huggingface", "compatibility/universal", "compatibility/modelslab", "compatibility/novita",
-        "compatibility/openai", "compatibility/native", "errors", "webhooks", "conformance",
+        "clients", "compatibility/huggingface", "compatibility/universal", "compatibility/modelslab",
+        "compatibility/novita", "compatibility/openai", "compatibility/native", "errors", "webhooks", "conformance",
     ),
-    "Operate": ("operations", "security", "storage", "metrics", "cli", "settings", "upgrade"),
+    "Operate": ("operations", "security", "storage", "metrics", "observability", "cli", "settings", "upgrade"),
     "How it decides": ("scheduling", "batching", "scale", "policy"),
 }  # fmt: skip
 

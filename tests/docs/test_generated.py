@@ -8,10 +8,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from polyreel.job import SCHEMA
 from polyreel.settings import Settings
 from server.dialects import dialects
 from tests.docs.docstrings import arguments
-from tests.docs.errors_tables import every_error
+from tests.docs.errors_tables import FIXES, every_error
 from tests.docs.generate import PARTS, parts_of, rewritten
 from tests.docs.index import DOCS, ROOT
 from tests.docs.settings_tables import GROUPS
@@ -70,6 +71,16 @@ def test_every_code_of_an_error_is_a_row() -> None:
     text = (DOCS / "errors.md").read_text("utf-8")
     missing = [code for code in every_error() if f"\n| `{code}` | " not in text]
     assert missing == []
+
+
+def test_every_advice_is_about_an_error_that_there_is() -> None:
+    assert sorted(FIXES) == sorted(every_error())
+
+
+def test_the_upgrade_notes_know_the_form_of_records_that_is_written() -> None:
+    text = (DOCS / "upgrade.md").read_text("utf-8")
+    assert re.findall(r"writes is (\d+):", text) == [str(SCHEMA)]
+    assert re.findall(r"^\| (\d+) \|", text, re.M) == [str(form) for form in range(1, SCHEMA + 1)]
 
 
 class Documented:
