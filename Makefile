@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A CPU build of torch where the index offers one; `make install TORCH=torch==2.13.0+cu130` takes another.
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo up test test-slow test-gpu storm lint lock check-deploy image-check docs format bench bench-queue clean
+.PHONY: help install demo up test test-slow test-gpu screenshot storm lint lock check-deploy image-check docs format bench bench-queue clean
 help:
 	@sed -n '/^[a-z-]*:.*## /s/:.*## /\t/p' Makefile | expand -t 12
 
@@ -50,6 +50,10 @@ endif
 
 test-gpu: install ## full-size models with random weights on CUDA, with a report of memory and speed
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+screenshot: install ## take the README's picture of the page again, in a real Chromium
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[clients]'
+	@POLYREEL_SCREENSHOT=1 $(BIN)/python -m pytest -q -m slow tests/browser/test_page.py -k journey
 
 SECONDS ?= 60
 storm: install ## kill parts of a server under load for a while: make storm SECONDS=60 SEED=7

@@ -32,7 +32,7 @@ def adapted(**environment: str) -> dict[str, Any]:
 
 
 def test_caddy_takes_the_file() -> None:
-    run(program("caddy"), "validate", "--adapter", "caddyfile", "--config", CADDYFILE, POLYREEL_HOST="v.example.com")
+    run(program("caddy"), "validate", "--adapter", "caddyfile", "--config", CADDYFILE, TLS_HOST="v.example.com")
 
 
 def test_the_file_is_formatted() -> None:
@@ -40,7 +40,7 @@ def test_the_file_is_formatted() -> None:
 
 
 def test_the_host_of_the_environment_is_served_by_the_api() -> None:
-    form = adapted(POLYREEL_HOST="video.example.com")
+    form = adapted(TLS_HOST="video.example.com")
     (public,) = [server for server in form["apps"]["http"]["servers"].values() if server["listen"] == [":443"]]
     (route,) = [route for route in public["routes"] if route["match"][0]["host"] == ["video.example.com"]]
     (proxy,) = [each for each in handlers(route) if each["handler"] == "reverse_proxy"]

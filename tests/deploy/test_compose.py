@@ -162,11 +162,12 @@ def _uncommented_s3() -> dict[str, str]:
     return dict(re.findall(r"^#([A-Z0-9_]+)=(.+)$", block, re.MULTILINE))
 
 
-def test_every_line_of_the_example_is_one_that_compose_reads() -> None:
-    text = (ROOT / ".env.example").read_text()
+@pytest.mark.parametrize("page", [".env.example", "docs/deploy.md"])
+def test_every_line_for_the_environment_is_one_that_compose_reads(page: str) -> None:
+    text = (ROOT / page).read_text()
     offered = set(re.findall(r"^#?([A-Z][A-Z0-9_]*)=", text, re.MULTILINE)) - {"COMPOSE_PROFILES"}
     read = set(re.findall(r"\$\{([A-Z0-9_]+)", (ROOT / "docker-compose.yml").read_text()))
-    assert "REDIS_PASSWORD" in offered
+    assert "POLYREEL_PUBLIC_URL" in offered
     assert offered <= read
 
 

@@ -41,6 +41,11 @@ NOT_HERE: dict[tuple[str, str], Reason | str] = {
     ("docs/conformance.md", "polyreel conformance --base-url http://127.0.0.1:8000"):
         "tests/live/test_conformance_command.py::test_our_server_conforms_to_every_contract",
     ("docs/conformance.md", "polyreel conformance --base-url https://api.novita.ai"): Reason.ACCOUNT,
+    ("docs/deploy.md", "docker run --rm --gpus all"): Reason.GPU,
+    ("docs/deploy.md", "cp .env.example .env"): Reason.CONTAINERS,
+    ("docs/deploy.md", "curl -sS http://127.0.0.1:8000/ready"): Reason.CONTAINERS,
+    ("docs/deploy.md", "docker "): Reason.CONTAINERS,
+    ("docs/deploy.md", "kubectl "): Reason.CLUSTER,
     ("docs/policy.md", "pip install ./examples/content_policy"): Reason.FOREGROUND,
     ("docs/quick-start.md", "make demo "): Reason.CHECKOUT,
     ("docs/quick-start.md", "make up "): Reason.FOREGROUND,
