@@ -65,7 +65,7 @@ class S3(BaseModel):
         endpoint: of the service, such as `http://seaweedfs:8333`; None is AWS itself.
         public_endpoint: where clients reach the same service, for the links that they are given; None is `endpoint`.
         region: of the bucket; services of one's own take any.
-        access_key_id, secret_access_key: None takes AWS's own variables, profile or machine role.
+        access_key_id, secret_access_key: None takes AWS's own variables or the machine's role.
         path_style: write `endpoint/bucket/key`, as most services of one's own want, not `bucket.endpoint/key`.
     """
 
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
             `state_dir`.
         s3: how the bucket is reached.
         spool_s: how long a worker keeps trying to store a finished file while the storage is away, seconds; the video
-            is never made twice for it.
+            is not made again for that.
         min_free_mb: free space of `state_dir` and of a local storage below which no new jobs are taken, 1e6 bytes.
         disk_quota_gb: results that a local storage holds at most, 1e9 bytes: beyond it the oldest ended jobs go before
             their retention is over. None for no limit.
