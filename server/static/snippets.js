@@ -41,8 +41,14 @@ export function refreshSnippets() {
 async function ask() {
   asked += 1;
   const mine = asked;
+  const said = body();
+  const prompts = said.prompts || [{ prompt: said.prompt }];
+  if (!prompts.every((span) => span.prompt.trim())) {
+    tell("Write a prompt, and it stands here as code.");
+    return;
+  }
   try {
-    const answer = await call("POST", "snippets", { body: withoutPictures(body()) });
+    const answer = await call("POST", "snippets", { body: withoutPictures(said) });
     if (mine !== asked) return;
     snippets = answer.snippets;
     fillDialects();
@@ -50,10 +56,15 @@ async function ask() {
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     if (mine !== asked) return;
-    snippets = [];
-    at("code-notes").replaceChildren(h("li", {}, error.message));
-    at("code-text").textContent = "";
+    tell(error.message);
   }
+}
+
+/** Say why there is no code. @param {string} why */
+function tell(why) {
+  snippets = [];
+  at("code-notes").replaceChildren(h("li", {}, why));
+  at("code-text").textContent = "";
 }
 
 /** A picture stands in a call as a file, so there is no need to send it. @param {Record<string, any>} said */

@@ -10,7 +10,7 @@ DOCS = ROOT / "docs"
 
 #: The order of the index; a page that stands nowhere here is listed at the end, under "More".
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Start": ("quick-start", "deploy", "models"),
+    "Start": ("quick-start", "page", "deploy", "models"),
     "Your client": (
         "clients", "compatibility/huggingface", "compatibility/universal", "compatibility/modelslab",
         "compatibility/novita", "compatibility/openai", "compatibility/native", "errors", "webhooks", "conformance",
