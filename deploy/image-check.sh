@@ -6,7 +6,7 @@
 # is made once and kept in $XDG_CACHE_HOME/polyreel/image-check.
 #
 #   IMAGES   which to build: "server worker" (both)
-#   TORCH    what the worker gets in place of the locked CUDA build, which is 3 GB: torch==2.13.0, a CPU build where the
+#   TORCH    what the worker gets in place of the locked CUDA build, which is several GB: torch==2.13.0, a CPU build where the
 #            index has one; empty takes the lock's
 #
 # An index or mirror that this machine's pip.conf names is handed in for the build alone, with the folders it names.

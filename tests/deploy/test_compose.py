@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from polyreel import __version__
 from polyreel.profiles import load_settings
 from tests.deploy.tools import ROOT, compose, program, run
+from tests.drop_in.running import npm_folder
 
 OURS = ("server", "courier", "worker", "worker-cpu", "pull")
 FOREIGN = ("redis", "caddy", "seaweedfs", "seaweedfs-bucket", "prometheus", "grafana")
@@ -73,6 +77,11 @@ def test_capabilities_are_given_to_two_foreign_images_alone() -> None:
         "caddy": ["NET_BIND_SERVICE"],
         "seaweedfs": ["DAC_OVERRIDE"],
     }
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_images_are_of_this_version(name: str) -> None:
+    assert everything()[name]["image"].endswith(f":{__version__}")
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -180,3 +189,18 @@ def test_one_command_puts_passwords_in_place_of_the_examples(tmp_path: Path) -> 
     assert re.fullmatch(r"[0-9a-f]{48}", made["GRAFANA_PASSWORD"])
     assert "change-me" not in (tmp_path / ".env").read_text()
     assert "change[-]me" in (tmp_path / ".env").read_text()  # the command itself still stands there
+
+
+@pytest.mark.slow
+def test_dclint_has_nothing_to_say_but_of_the_ports_of_https(tmp_path: Path) -> None:
+    linter = npm_folder(["dclint@3.1.0"]) / "node_modules/.bin/dclint"
+    rendered = tmp_path / "docker-compose.yml"
+    rendered.write_text(run(program("docker-compose"), "--env-file", ".env.example", "--profile", "*", "config"))
+    done = subprocess.run(
+        [linter, rendered, "--quiet", "--formatter", "json"], capture_output=True, text=True, timeout=120, check=False
+    )
+    (report,) = json.loads(done.stdout)
+    said = [(finding["rule"], re.findall(r'"(.*?)"', finding["message"])[0]) for finding in report["messages"]]
+    # Images are built here or come from a registry of one's own, under one name.
+    assert {rule for rule in said if rule[0] != "no-build-and-image"} == {("no-unbound-port-interfaces", "caddy")}
+    assert {name for rule, name in said if rule == "no-build-and-image"} == set(OURS)
