@@ -47,8 +47,8 @@ def list_(
     """List jobs, the newest first."""
     from polyreel.client import client_for
 
-    client = client_for(load_settings(config, state_dir=state_dir).settings, url, key_file)
-    page = client.ask("jobs", limit=limit, after=after, status=status, model=model)
+    with client_for(load_settings(config, state_dir=state_dir).settings, url, key_file) as client:
+        page = client.ask("jobs", limit=limit, after=after, status=status, model=model)
     if as_json:
         typer.echo(json.dumps(page))
         return
@@ -75,8 +75,8 @@ def show(
     from polyreel.client import client_for
     from polyreel.client import job as path
 
-    client = client_for(load_settings(config, state_dir=state_dir).settings, url, key_file)
-    job = client.ask(path(job_id))
+    with client_for(load_settings(config, state_dir=state_dir).settings, url, key_file) as client:
+        job = client.ask(path(job_id))
     if as_json:
         typer.echo(json.dumps(job))
         return
@@ -104,13 +104,14 @@ def watch(
     from polyreel.cli_watch import Bars, JsonLines, Lines, watch_all
     from polyreel.client import client_for
 
-    client = client_for(load_settings(config, state_dir=state_dir).settings, url, key_file)
-    ids = ids or [job["id"] for job in client.ask("jobs", limit=100)["jobs"] if job["status"] not in ENDED]
-    if not ids:
-        typer.echo("Nothing to watch: this key has no unfinished jobs.", err=True)
-        return
-    shown = JsonLines() if as_json else Bars() if sys.stdout.isatty() else Lines()
-    raise typer.Exit(watch_all(client, ids, shown))
+    with client_for(load_settings(config, state_dir=state_dir).settings, url, key_file) as client:
+        ids = ids or [job["id"] for job in client.ask("jobs", limit=100)["jobs"] if job["status"] not in ENDED]
+        if not ids:
+            typer.echo("Nothing to watch: this key has no unfinished jobs.", err=True)
+            return
+        shown = JsonLines() if as_json else Bars() if sys.stdout.isatty() else Lines()
+        code = watch_all(client, ids, shown)
+    raise typer.Exit(code)
 
 
 @jobs_app.command()
@@ -125,8 +126,9 @@ def cancel(
     """Cancel jobs that wait or run. The exit code is 1 when one of them could not be cancelled any more."""
     from polyreel.client import client_for
 
-    client = client_for(load_settings(config, state_dir=state_dir).settings, url, key_file)
-    raise typer.Exit(_each(ids, lambda path: client.ask(f"{path}/cancel", "POST"), as_json))
+    with client_for(load_settings(config, state_dir=state_dir).settings, url, key_file) as client:
+        code = _each(ids, lambda path: client.ask(f"{path}/cancel", "POST"), as_json)
+    raise typer.Exit(code)
 
 
 @jobs_app.command()
@@ -141,8 +143,9 @@ def delete(
     """Delete jobs that have ended, with their prompts and files; one that has not ended is cancelled and stays."""
     from polyreel.client import client_for
 
-    client = client_for(load_settings(config, state_dir=state_dir).settings, url, key_file)
-    raise typer.Exit(_each(ids, lambda path: client.ask(path, "DELETE"), as_json))
+    with client_for(load_settings(config, state_dir=state_dir).settings, url, key_file) as client:
+        code = _each(ids, lambda path: client.ask(path, "DELETE"), as_json)
+    raise typer.Exit(code)
 
 
 def _each(ids: list[str], ask: Any, as_json: bool) -> int:  # Any: a function of a path

@@ -24,8 +24,8 @@ def queue(
     """Show how many jobs wait and run on a running server, by model, and who works on them."""
     from polyreel.client import client_for
 
-    client = client_for(load_settings(config, state_dir=state_dir).settings, url, key_file)
-    status = client.ask("status")
+    with client_for(load_settings(config, state_dir=state_dir).settings, url, key_file) as client:
+        status = client.ask("status")
     if as_json:
         typer.echo(json.dumps(status["queue"]))
         return
@@ -54,8 +54,8 @@ def gpus(
     """Show the workers of a running server: their GPUs' memory, load, temperature and power, and what they do."""
     from polyreel.client import client_for
 
-    client = client_for(load_settings(config, state_dir=state_dir).settings, url, key_file)
-    workers = client.ask("status")["workers"]
+    with client_for(load_settings(config, state_dir=state_dir).settings, url, key_file) as client:
+        workers = client.ask("status")["workers"]
     if as_json:
         typer.echo(json.dumps(workers))
         return

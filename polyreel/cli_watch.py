@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import queue
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, Self
@@ -27,6 +26,9 @@ _AGAIN_S = 1.0
 
 #: What a thread says instead of an event while the server is away.
 _AWAY = Event("away", {})
+
+#: What the threads say, each event with its job's id.
+Heard = queue.SimpleQueue[tuple[str, Event | PolyreelError]]
 
 #: Exit code of a watching that Ctrl-C ended, as shells have it.
 _INTERRUPTED = 130
@@ -49,9 +51,10 @@ def watch_all(client: Client, ids: Sequence[str], display: Display) -> int:
     Raises:
         ConfigurationError: the key is not good, or nobody answered from the beginning.
     """
-    heard: queue.SimpleQueue[tuple[str, Event | PolyreelError]] = queue.SimpleQueue()
+    heard: Heard = queue.SimpleQueue()
+    over = threading.Event()
     for job_id in dict.fromkeys(ids):
-        threading.Thread(target=_follow, args=(client, job_id, heard), name=f"watch {job_id}", daemon=True).start()
+        threading.Thread(target=_follow, args=(client, job_id, heard, over), name="watch", daemon=True).start()
     open_ids, well = set(ids), True
     try:
         with display:
@@ -68,13 +71,15 @@ def watch_all(client: Client, ids: Sequence[str], display: Display) -> int:
     except KeyboardInterrupt:
         typer.echo("Not watching any more; the jobs go on. See them with: polyreel jobs list", err=True)
         return _INTERRUPTED
+    finally:
+        over.set()
     return 0 if well else 1
 
 
-def _follow(client: Client, job_id: str, heard: queue.SimpleQueue[tuple[str, Event | PolyreelError]]) -> None:
-    """Put every event of a job into `heard`, its end or an error last."""
+def _follow(client: Client, job_id: str, heard: Heard, over: threading.Event) -> None:
+    """Put every event of a job into `heard`, its end or an error last; `over` says that nobody listens any more."""
     last, is_known, is_away = "", False, False
-    while True:
+    while not over.is_set():
         try:
             with client.events(job_id, last) as events:
                 is_known, is_away = True, False
@@ -95,10 +100,14 @@ def _follow(client: Client, job_id: str, heard: queue.SimpleQueue[tuple[str, Eve
         except PolyreelError as err:
             heard.put((job_id, err))
             return
+        except Exception:
+            if over.is_set():  # the client was closed under it
+                return
+            raise
         if not is_away:
             heard.put((job_id, _AWAY))
             is_away = True
-        time.sleep(_AGAIN_S)
+        over.wait(_AGAIN_S)
 
 
 class JsonLines:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -63,7 +63,7 @@ class Event:
 
 
 class Client:
-    """One server and one key.
+    """One server and one key; closed at the end of its `with`.
 
     Args:
         url: of the server, without the API's path.
@@ -79,6 +79,12 @@ class Client:
             timeout=httpx2.Timeout(30, connect=10),
             trust_env=not is_loopback(host),  # a proxy of the environment does not lead back to this machine
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def ask(self, path: str, method: str = "GET", **query: object) -> Any:  # Any: JSON
         """Return the answer.

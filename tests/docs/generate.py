@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.docs.cli_help import cli_help
 from tests.docs.errors_tables import answers_table, causes_table, envelopes, jobs_table
 from tests.docs.examples_table import EXAMPLES
 from tests.docs.examples_table import table as examples_table
@@ -22,6 +23,7 @@ from tests.docs.settings_tables import dialects_table, entries_tables, settings_
 PARTS: dict[str, Callable[[], str]] = {
     "index": index,
     "settings": settings_tables,
+    "commands": cli_help,
     "entries": entries_tables,
     "dialects": dialects_table,
     "models": models_table,
