@@ -45,7 +45,7 @@ def show(config: ConfigOption = None, state_dir: StateDirOption = None, as_json:
 
 
 @storage_app.command()
-def adopt(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+def adopt(config: ConfigOption = None, state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """Make this machine's storage the server's. Restart all processes then: one that has another does not start."""
     settings = load_settings(config, state_dir=state_dir).settings
     with opened(settings) as (client, with_url):
@@ -55,4 +55,7 @@ def adopt(config: ConfigOption = None, state_dir: StateDirOption = None) -> None
             raise ConfigurationError(f"storage: {err.message}") from err
         with redis_errors():
             audit.note(client, audit.command_line(), "storage.adopt", known.place)
-    typer.echo(f"The server's results lie in {known.place} from now on.")
+    if as_json:
+        typer.echo(json.dumps({"server": known.place}))
+    else:
+        typer.echo(f"The server's results lie in {known.place} from now on.")

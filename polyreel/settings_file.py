@@ -18,7 +18,7 @@ from polyreel.profiles import read_profile
 from polyreel.settings import Settings
 
 _HEAD = """\
-# Settings of Polyreel. Each stands here with the value that it has anyway: take the "# " away to change it.
+# Settings of Polyreel. Each stands here with the value that it has anyway: take the "#" before it away to change it.
 # The environment (POLYREEL_PORT=9000) goes before this file, and flags (--port 9000) before the environment.
 # Is it right: polyreel config check {name}
 # Start with it: polyreel up --config {name}
@@ -29,11 +29,11 @@ extends: {profile}
 
 _MODEL = """\
 # The catalogue comes from the profile above. An entry of your own, or a change to one of its:
-# models:
-#   my-wan:
-#     family: wan
-#     checkpoint: Wan-AI/Wan2.1-T2V-1.3B-Diffusers
-#     names: {modelslab: [my-wan]}
+#models:
+#  my-wan:
+#    family: wan
+#    checkpoint: Wan-AI/Wan2.1-T2V-1.3B-Diffusers
+#    names: {modelslab: [my-wan]}
 """
 
 #: What is no line of its own.
@@ -82,12 +82,12 @@ def _setting(settings: Settings, name: str) -> Iterator[str]:
     value = getattr(settings, name)
     if not isinstance(value, BaseModel):
         yield f"# {variable_of(name)}"
-        yield f"# {name}: {_yaml(value)}"
+        yield f"#{name}: {_yaml(value)}"
         return
-    yield f"# {name}:"
+    yield f"#{name}:"
     for inner, meaning in meanings(type(value)).items():
-        yield from _wrapped(meaning, "#   # ")
-        yield f"#   {inner}: {_yaml(getattr(value, inner))}"
+        yield from _wrapped(meaning, "#  # ")
+        yield f"#  {inner}: {_yaml(getattr(value, inner))}"
 
 
 def _wrapped(meaning: str, before: str) -> list[str]:
