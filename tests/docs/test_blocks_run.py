@@ -41,10 +41,13 @@ BEFORE = {
     """,
 }
 
+#: What is run must not change the machine of whoever runs the tests.
 PRELUDE = """
 set -euo pipefail
 shopt -s inherit_errexit
 curl() { command curl --fail-with-body "$@"; }
+refuse() { echo "$*: not in a test; put the block into NOT_HERE of tests/docs/blocks.py" >&2; exit 97; }
+for tool in pip npm make sudo apt-get systemctl docker kubectl helm; do eval "$tool() { refuse $tool; }"; done
 """
 
 
