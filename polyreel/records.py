@@ -269,6 +269,7 @@ class Records:
             "limits": {name: value for name, value in limits.items() if name != "models"},
             "expected_ms": round(terms.expected_s * 1000),
             "model": job.request.model,
+            "dialect": job.dialect,
             "flow": f"{job.lane}:{account}",
             "cost": 1 / WEIGHTS[job.lane],
             "pixels": pixels,

@@ -126,13 +126,13 @@ local turn, served = math.floor(place / LINES), tonumber(redis.call('HGET', 'pol
 if turn > served then redis.call('HSET', fair, 'v', whole(turn))
 elseif place >= 0 and turn < served then delay_line(place % LINES, model, served - turn) end
 
-local jobs = {}
+local jobs, measured = {}, {}
 for i, id in ipairs(ids) do
   local key, execution = job_key(id), terms.claim .. '-' .. i
   if i == 1 then take_turn(id, model) else leave_line(id, model) end
   local fence = redis.call('HINCRBY', key, 'fence', 1)
   if fence == 1 then
-    observe('wait', math.max(0, t - (tonumber(redis.call('HGET', key, 'created_at') or '') or t)), model)
+    observe(measured, 'wait', math.max(0, t - (tonumber(redis.call('HGET', key, 'created_at') or '') or t)), model)
   end
   redis.call('HINCRBY', key, 'attempts', 1)
   redis.call('HSET', key, 'claimable', 0, 'worker', terms.worker, 'started_at', seconds(t), 'execution', execution,
@@ -146,7 +146,8 @@ for i, id in ipairs(ids) do
   jobs[#jobs + 1] = id
   jobs[#jobs + 1] = tostring(fence)
 end
-observe('batch', #ids, model)
+observe(measured, 'batch', #ids, model)
+count_all(measured)
 redis.call('HSET', mine, 'claim', terms.claim, 'jobs', cjson.encode(jobs))
 redis.call('EXPIRE', mine, 300)
 return jobs

@@ -64,7 +64,7 @@ redis.call('ZADD', 'polyreel:jobs:' .. terms.owner, number, id)
 redis.call('PERSIST', 'polyreel:jobs:' .. terms.owner)
 redis.call('HINCRBY', 'polyreel:open:owners', terms.owner, 1)
 redis.call('HINCRBY', 'polyreel:counts', 'submitted', 1)
-count_series(1, 'submitted', redis.call('HGET', job_key(id), 'dialect') or '', model)
+count_series(1, 'submitted', terms.dialect, model)
 count_open(id, 1)
 if rate then redis.call('SET', 'polyreel:rate:' .. account, whole(rate.taken), 'PX', whole(rate.for_ms)) end
 redis.call('HINCRBY', used_key(account, t), 'submits', 1)

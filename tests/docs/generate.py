@@ -16,17 +16,19 @@ from tests.docs.errors_tables import answers_table, causes_table, envelopes, job
 from tests.docs.examples_table import EXAMPLES
 from tests.docs.examples_table import table as examples_table
 from tests.docs.index import DOCS, ROOT, index
+from tests.docs.metrics_tables import metrics_tables
 from tests.docs.models_table import table as models_table
 from tests.docs.settings_tables import dialects_table, entries_tables, settings_tables
 
 #: What writes a part, by its name in the page's marks.
 PARTS: dict[str, Callable[[], str]] = {
     "index": index,
-    "settings": settings_tables,
     "commands": cli_help,
+    "settings": settings_tables,
     "entries": entries_tables,
     "dialects": dialects_table,
     "models": models_table,
+    "metrics": metrics_tables,
     "causes": causes_table,
     "answers": answers_table,
     "envelopes": envelopes,
