@@ -48,6 +48,7 @@ class Wishes:
         resident: those in its memory.
         held_s: seconds since it last loaded a model.
         swap_s: measured seconds that loading a model takes.
+        machine: id of the machine whose spool it looks into, "" for none.
         batches: model to pairs of (pixels of a job, how many of that size may share a call), the smallest size first.
     """
 
@@ -56,6 +57,7 @@ class Wishes:
     held_s: float = 0.0
     swap_s: Mapping[str, float] = field(default_factory=dict)
     batches: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    machine: str = ""
 
 
 class Leases:
@@ -94,6 +96,7 @@ class Leases:
         """
         terms = {
             "worker": worker,
+            "machine": wishes.machine,
             "claim": uuid.uuid4().hex,
             "models": list(wishes.models),
             "resident": list(wishes.resident),

@@ -157,7 +157,8 @@ class Finisher:
             self._on_begin(made)
             try:
                 made = self._in_spool(made)
-                self._advance(made, JobStatus.UPLOADING, progress=STORE, stage="", timings=made.timings)
+                on = {"spooled_on": self._spool.machine}
+                self._advance(made, JobStatus.UPLOADING, progress=STORE, stage="", timings=made.timings, **on)
                 if self._uploads.is_away:  # it would cost a try, and those that wait were here before
                     raise self._uploads.why
                 self._store(made)

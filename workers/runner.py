@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -155,7 +156,7 @@ class JobRunner:
         if not (self.keeping.is_heard and self._finisher.takes_more and self._room.is_there):
             return []
         self._is_claiming = True
-        claims = self.queue.leases.claim(self.worker, wishes)
+        claims = self.queue.leases.claim(self.worker, replace(wishes, machine=self._spool.machine))
         if claims:
             self.keeping.hold(claims)  # at once: whatever comes between here and their call
         self._is_claiming = False

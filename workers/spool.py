@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,22 @@ class Spool:
     """
 
     folder: Path
+
+    @cached_property
+    def machine(self) -> str:
+        """Id of whoever shares these folders, made when it is first asked for; "" where that is not possible."""
+        path, draft = self.folder.with_name("machine-id"), self.folder.with_name(f".machine-id.{uuid.uuid4().hex}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                draft.write_text(uuid.uuid4().hex)
+                with suppress(FileExistsError):  # another worker was quicker
+                    os.link(draft, path)
+                draft.unlink()
+            return path.read_text().strip()
+        except OSError as err:
+            log.warning("machine has no id", reason=str(err))
+            return ""
 
     def begin(self, job_id: str, fence: int) -> Path:
         """Return an empty folder for the files of an attempt.

@@ -24,6 +24,10 @@ local function advance(id, fence)
     end
   end
   if rank >= RANK['encoding'] then redis.call('HSET', key, 'finishing', 1) end
+  if terms.status == 'uploading' then -- takes nothing of a device, and may wait for a storage for minutes
+    charge(id, t)
+    redis.call('HDEL', key, 'charged_to')
+  end
   if is_over(terms.status) then finish(id, terms.status, fence, t, terms.retention_s, terms.rq)
   elseif rank > RANK[r[1]] then redis.call('HSET', key, 'status', terms.status) end
   local preview = terms.previews and terms.previews[id]

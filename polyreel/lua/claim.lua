@@ -15,6 +15,11 @@ local function room(account, most)
   return tonumber(most) - (running[account] or 0)
 end
 
+-- Whether a worker of another machine should have a job, because the files of its video lie there.
+local function lies_elsewhere(spooled_on, spooled_until)
+  return spooled_on and spooled_on ~= '' and spooled_on ~= terms.machine and tonumber(spooled_until or '0') > t
+end
+
 -- The first waiting job of a model whose account may have one more; what is gone, ended or somebody's is not one. The
 -- jobs of a line are of one account, so where one has to wait, the others of its line need not be read. Where all have
 -- to, that is remembered until something changes: idle workers ask several times a second, and thousands may wait.
@@ -35,11 +40,11 @@ local function head(model)
       local line = place >= 0 and place % LINES -- one that came back has none
       if not (line and held[line]) then
         local r = redis.call('HMGET', job_key(id), 'status', 'claimable', 'schema', 'created_at', 'account', 'owner',
-          'max_running')
+          'max_running', 'spooled_on', 'spooled_until')
         if not r[1] or is_over(r[1]) or r[2] ~= '1' then
           leave_line(id, model)
           is_tidied = true
-        elseif tonumber(r[3] or '1') <= terms.schema then
+        elseif tonumber(r[3] or '1') <= terms.schema and not lies_elsewhere(r[8], r[9]) then
           if room(account_of(r[5], r[6]), r[7]) > 0 then return id, t - (tonumber(r[4] or '') or t) end
           is_held = true
           if line then held[line] = true end
@@ -108,9 +113,9 @@ if limit > 1 then
   for _, id in ipairs(redis.call('ZRANGE', ready, 0, 255)) do
     if #ids >= limit then break end
     local f = redis.call('HMGET', job_key(id), 'batch_key', 'claimable', 'status', 'schema', 'attempts', 'account',
-      'owner', 'max_running')
+      'owner', 'max_running', 'spooled_on', 'spooled_until')
     if id ~= first and f[1] == r[1] and f[2] == '1' and not is_over(f[3]) and tonumber(f[4] or '1') <= terms.schema
-      and tonumber(f[5] or '0') == 0 then
+      and tonumber(f[5] or '0') == 0 and not lies_elsewhere(f[9], f[10]) then
       local account = account_of(f[6], f[7])
       if room(account, f[8]) > (taken[account] or 0) then
         ids[#ids + 1] = id

@@ -263,6 +263,9 @@ local function cancel(id, terms, by)
   return 'cancelled'
 end
 
+-- How long a job is left to the machine on whose disk the files of its video lie, seconds: time for a worker to start.
+local SPOOLED_S = 120
+
 -- Give a job that a worker has back to the queue, before all that wait; or fail it when it has had its attempts.
 local function hand_back(id, counted, t, terms)
   local key = job_key(id)
@@ -275,6 +278,9 @@ local function hand_back(id, counted, t, terms)
   charge(id, t)
   unlease(id, r[1], r[2])
   redis.call('HSET', key, 'claimable', 1, 'worker', '')
+  if (redis.call('HGET', key, 'spooled_on') or '') ~= '' then
+    redis.call('HSET', key, 'spooled_until', seconds(t + SPOOLED_S))
+  end
   if counted then redis.call('HINCRBY', 'polyreel:counts', 'requeued', 1)
   else redis.call('HINCRBY', key, 'attempts', -1) end
   return_to_line(id, r[1], t)

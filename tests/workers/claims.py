@@ -31,7 +31,8 @@ def runner_for(
 def take(runner: JobRunner, most: int = 1) -> list[Claim]:
     """Claim what a runner would run next, up to `most` jobs in one call."""
     models = list(runner.residency.catalogue.models)
-    wishes = Wishes(models, runner.residency.loaded, batches={model: [(10**12, most)] for model in models})
+    batches = {model: [(10**12, most)] for model in models}
+    wishes = Wishes(models, runner.residency.loaded, batches=batches, machine=runner._spool.machine)
     claims = runner.queue.leases.claim(runner.worker, wishes)
     runner.keeping.hold(claims)
     return claims

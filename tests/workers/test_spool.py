@@ -18,8 +18,9 @@ from polyreel.request import ImageCondition, OutputSpec
 from polyreel.storage.memory import MemoryStorage
 from tests.core.jobs import REQUEST, assert_all_adds_up, queued
 from tests.families.quick import Quick
-from tests.workers.claims import read, run, take
+from tests.workers.claims import read, run, runner_for, take
 from workers.keeper import OVERTIME_S
+from workers.residency import Residency
 from workers.runner import JobRunner
 from workers.sweeper import Sweeper
 
@@ -314,3 +315,40 @@ def test_what_ended_jobs_left_in_the_spool_is_swept_and_nothing_else(
     (tmp_path / "spool" / "somebody's.jpg").mkdir()
     Sweeper(shaky, 60, tmp_path / "scratch", queue.records.client).sweep(time.time())
     assert spooled(tmp_path) == sorted([f"{kept.id}.1", "somebody's.jpg"])
+
+
+def test_workers_of_other_machines_leave_a_job_to_the_one_that_has_its_files_for_a_while(
+    make_runner: MakeRunner, make_residency: Callable[..., Residency], queue: Queue, shaky: Shaky, tmp_path: Path
+) -> None:
+    job = left_waiting(make_runner, queue, shaky)
+    queue.leases.expire_worker("one")
+    mend(shaky)
+    far = Quick()
+    elsewhere = runner_for(queue, make_residency(**{"ltx-tiny": far}), shaky, tmp_path / "elsewhere" / "scratch", "far")
+    assert take(elsewhere) == []
+    near = make_runner(Quick(), worker="near", storage=shaky)
+    assert near._spool.machine != elsewhere._spool.machine
+    [claim] = take(near)
+    assert claim.job_id == job.id
+    queue.records.release(claim.job_id, claim.fence, counted=False)
+    near.keeping.let_go(claim)
+    assert take(elsewhere) == []
+    queue.records.client.hset(f"polyreel:job:{job.id}", "spooled_until", "1.0")
+    run(elsewhere)
+    done = read(queue, job)
+    assert (done.status, done.worker, len(far.requests)) == (JobStatus.SUCCEEDED, "far", 1)
+
+
+def test_waiting_for_the_storage_costs_a_key_no_gpu_seconds(
+    make_runner: MakeRunner, queue: Queue, shaky: Shaky
+) -> None:
+    job = queue.submit(queued(account="key:a")).job
+    runner = make_runner(Quick(), storage=shaky)
+    runner.run(take(runner))
+    until(lambda: len(shaky.tries) > 1)
+    charged = queue.records.usage("key:a").gpu_seconds
+    time.sleep(0.2)  # of waiting
+    mend(shaky)
+    runner.finish(60)
+    assert read(queue, job).status is JobStatus.SUCCEEDED
+    assert 0 < charged == queue.records.usage("key:a").gpu_seconds
