@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from polyreel.processes import start_as
 
 if TYPE_CHECKING:
     from polyreel.leases import Claim
+
+#: How long ffmpeg may take to say its version, seconds: the first start from a cold disk is slow.
+_FFMPEG_S = 60.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +51,7 @@ def _work(options: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     _need_the_model_libraries()
+    _need_ffmpeg()
 
     from redis import RedisError
 
@@ -243,6 +248,23 @@ def _need_the_model_libraries() -> None:
             raise ConfigurationError(
                 f"{library} is not installed; a worker needs it: pip install 'polyreel[worker]' (or make install)."
             )
+
+
+def _need_ffmpeg() -> None:
+    """Without one, every video would be lost when it is finished."""
+    import imageio_ffmpeg
+
+    named = os.environ.get("IMAGEIO_FFMPEG_EXE")
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+        subprocess.run([program, "-version"], capture_output=True, check=True, timeout=_FFMPEG_S)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as err:
+        why = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
+        fix = "Unset it to use the one that comes with imageio-ffmpeg" if named else "pip install imageio-ffmpeg"
+        raise ConfigurationError(
+            f"IMAGEIO_FFMPEG_EXE: {named or 'the ffmpeg of imageio-ffmpeg'} cannot be run: {why}. {fix}, or name an "
+            "ffmpeg with libx264 and libvpx-vp9 in it (apt-get install ffmpeg, then /usr/bin/ffmpeg)."
+        ) from None
 
 
 if __name__ == "__main__":

@@ -253,6 +253,25 @@ CASES = [
         "",
         REDIS | env(ADMINS="carol"),
     ),
+    # The worker
+    Case(
+        "an ffmpeg that is none",
+        "worker",
+        "IMAGEIO_FFMPEG_EXE",
+        "/nowhere/ffmpeg",
+        "Unset it",
+        "",
+        REDIS | {"IMAGEIO_FFMPEG_EXE": "/nowhere/ffmpeg"},
+    ),
+    Case(
+        "an ffmpeg that does not run",
+        "worker",
+        "IMAGEIO_FFMPEG_EXE",
+        "/bin/false",
+        "/usr/bin/ffmpeg",
+        "",
+        REDIS | {"IMAGEIO_FFMPEG_EXE": "/bin/false"},
+    ),
     # Commands that ask a server or Redis
     Case("a Redis that is away", "keys list", "redis_url", "127.0.0.1:1", "REDIS_URL", "", REDIS),
     Case("no key for the server", "jobs list", "POLYREEL_KEY", "", "polyreel keys create"),

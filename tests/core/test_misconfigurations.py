@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import redis
@@ -43,6 +44,7 @@ def polyreel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     monkeypatch.setattr(os, "execv", become)
     monkeypatch.setattr(cli_config, "_pass", check_here)  # in two processes of their own, which takes seconds
     with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ))  # a worker sets some for its libraries
         taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         stack.enter_context(state_lock(tmp_path / "used"))
         (tmp_path / "file").touch()
