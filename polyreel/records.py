@@ -31,8 +31,8 @@ Ours: `claimable` is 1 while no worker has the job, `fence` counts the claims (a
 comes from a worker that was given up, and is refused), `execution` names the claim in RQ's registries, `ended_by` the
 fence that ended it ("leave" when its last waiting client left), `number` is the integer id, `model` and `pixels` place
 it in its queue, `finishing` is 1 while its file is in the making, `expected_ms`, `max_running`, `charged_to` and
-`sharing` are what the limits of keys go by (`lua/accounts.lua`), `spooled_on` the machine on whose disk
-its files lie, `spooled_until` until when others leave it to that one, `schema` is the version of the record. Each change is
+`sharing` are what the limits of keys go by (`lua/accounts.lua`), `spooled_on` the machine on whose disk its files lie,
+`spooled_until` until when others leave it to that one, `schema` is the version of the record. Each change is
 one Lua script (`polyreel/lua`), so no two processes can both be right; and since a client sends a script again when its
 reply was lost, taking in, claiming and ending twice is the same as once. All times are of Redis' clock. Records of
 finished jobs expire with their files; open ones never do.
