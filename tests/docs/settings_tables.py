@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,13 @@ def _cells(model: type[BaseModel], name: str) -> tuple[str, str, str]:
     """Return a field's default, what it takes, and what it means."""
     meaning = arguments(model).get(name, "")
     assert meaning, f"{model.__name__}.{name}: say under Args of its docstring what it means"
-    return _default(model, name), _values(model.model_json_schema()["properties"][name]), meaning
+    return _default(model, name), _values(_schema(model)[name]), meaning
+
+
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema of each field. Any: JSON."""
+    return dict(model.model_json_schema()["properties"])
 
 
 def _default(model: type[BaseModel], name: str) -> str:
