@@ -130,12 +130,18 @@ def _default(model: type[BaseModel], name: str) -> str:
 def _profiles_say(name: str) -> str:
     """Return what the profiles that come with Polyreel say of a setting, where that is a plain value."""
     said = []
-    for file in sorted(_PROFILES.glob("*.yaml")):
-        value = yaml.safe_load(file.read_text("utf-8")).get(name)
+    for profile, values in _profiles().items():
+        value = values.get(name)
         default = Settings.model_fields[name].get_default(call_default_factory=True, validated_data={})
         if value not in (None, default) and not isinstance(value, dict | list):
-            said.append(f"{file.stem}: `{_yaml(value)}`")
+            said.append(f"{profile}: `{_yaml(value)}`")
     return f" ({', '.join(said)})" if said else ""
+
+
+@cache
+def _profiles() -> dict[str, dict[str, Any]]:
+    """Return what each profile that comes with Polyreel says. Any: YAML."""
+    return {file.stem: yaml.safe_load(file.read_text("utf-8")) for file in sorted(_PROFILES.glob("*.yaml"))}
 
 
 def _yaml(value: Any) -> str:
