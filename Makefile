@@ -53,7 +53,7 @@ test-gpu: install ## full-size models with random weights on CUDA, with a report
 
 screenshot: install ## take the README's picture of the page again, in a real Chromium
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[clients]'
-	@POLYREEL_SCREENSHOT=1 $(BIN)/python -m pytest -q -m slow tests/browser/test_page.py -k journey
+	@SCREENSHOT=1 $(BIN)/python -m pytest -q -m slow tests/browser/test_page.py -k journey
 
 SECONDS ?= 60
 storm: install ## kill parts of a server under load for a while: make storm SECONDS=60 SEED=7

@@ -84,7 +84,7 @@ async function send(method, path, { body, headers = {}, signal }) {
 function parsed(text) {
   const reviver = (/** @type {string} */ name, /** @type {any} */ value, /** @type {any} */ context) =>
     name.endsWith("seed") && typeof value === "number" && !Number.isSafeInteger(value) ? context?.source || value : value;
-  return JSON.parse(text, reviver);
+  return JSON.parse(text, /** @type {any} */ (reviver)); // its third argument is young
 }
 
 /** @param {Response} response @returns {Promise<Problem>} */
@@ -107,6 +107,7 @@ export async function follow(id, tell, signal) {
   let last = "";
   while (!signal.aborted) {
     try {
+      /** @type {Record<string, string>} */
       const headers = last ? { "Last-Event-ID": last } : {};
       const response = await send("GET", `jobs/${id}/events`, { headers, signal });
       if (response.status === 204 || !response.body) {
@@ -125,14 +126,15 @@ export async function follow(id, tell, signal) {
         tell("gone", { id });
         return;
       }
-      if (error instanceof Problem && !error.isPassing) return; // no key any more: whoever listens asks for one
+      // Whatever else it is may pass; where it is the key, whoever listens ends this.
+      if (!(error instanceof Problem) && !(error instanceof TypeError)) throw error; // a TypeError: the stream broke
     }
     await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
   }
 }
 
 /**
- * @param {ReadableStream<Uint8Array>} stream server-sent events
+ * @param {ReadableStream<any>} stream server-sent events
  * @returns {AsyncGenerator<{name: string, id: string, data: any}>}
  */
 async function* eventsOf(stream) {

@@ -65,6 +65,7 @@ export function showModels(listed) {
 
 /** @returns {Record<string, unknown>} the body of a submit */
 export function body() {
+  /** @type {Record<string, unknown>} */
   const said = { model: at("model").value, ...promptFields() };
   for (const name of [...PLAIN, ...OPTIONAL]) {
     const field = at(name);

@@ -3,7 +3,9 @@
 import { at, h } from "./dom.js";
 import { DropZone } from "./pictures.js";
 
-/** Pictures for frames in between. @type {{row: any, zone: DropZone, index: any, strength: any}[]} */
+/** @typedef {{row: any, zone: DropZone, index: any, strength: any}} Keyframe */
+
+/** Pictures for frames in between. @type {Keyframe[]} */
 let keyframes = [];
 
 /** How many rows were made so far: each needs ids of its own. */
@@ -121,7 +123,7 @@ function addKeyframe() {
   one.zone.input.focus();
 }
 
-/** @param {(typeof keyframes)[number]} one */
+/** @param {Keyframe} one */
 function removeKeyframe(one) {
   one.row.remove();
   keyframes = keyframes.filter((other) => other !== one);

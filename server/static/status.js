@@ -14,7 +14,7 @@ export function showUsage(usage) {
     of(usage.queued, limits.max_queued, "waiting"),
     of(usage.running, limits.max_running, "running"),
   ];
-  if (limits.requests_per_minute !== null) parts.push(`${limits.requests_per_minute} requests a minute`);
+  if (limits.requests_per_minute !== null) parts.push(`${limits.requests_per_minute} submits a minute`);
   at("usage").replaceChildren(h("strong", {}, usage.owner), h("span", { class: "wide" }, ` · ${parts.join(" · ")}`));
   at("usage").title = parts.join(" · ");
   at("usage").hidden = false;

@@ -53,7 +53,7 @@ class Visit:
     Attributes:
         page: of playwright. Any: it is imported where it is needed alone.
         errors: what the console calls an error, and what no script caught.
-        hosts: schemes and hosts of all that was asked for.
+        requests: all that was asked for.
     """
 
     page: Any
@@ -105,6 +105,11 @@ class Visit:
             if one["impact"] in ("serious", "critical")
             for node in one["nodes"]
         ]
+
+    @property
+    def mistakes(self) -> list[str]:
+        """The errors, but for answers of a server that is too busy, which it gives and the page shows as such."""
+        return [error for error in self.errors if "503 (Service Unavailable)" not in error]
 
     def strangers(self) -> list[str]:
         """Return the requests to other hosts."""
