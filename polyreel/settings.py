@@ -147,7 +147,7 @@ class Settings(BaseSettings):
         content_policy: name of an entry point in the group `polyreel.content_policies` that sees prompts and sampled
             frames and may refuse them; None is no policy.
         web_page: serve the page at `/` and the API reference at `/docs`.
-        log_prompts: prompts may stand in logs and traces.
+        log_prompts: prompts may stand in the log, where a job is submitted.
         log_level: "debug", "info", "warning" or "error".
     """
 

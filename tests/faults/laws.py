@@ -37,8 +37,8 @@ from tests.server.receivers import Receiver
 #: Keys that live as long as the server: one each, or one per model, worker or owner.
 _LASTING = (
     "polyreel:number", "polyreel:counts", "polyreel:series", "polyreel:seconds", "polyreel:rates", "polyreel:swaps",
-    "polyreel:models", "polyreel:reaper", "polyreel:residents", "polyreel:fair:", "polyreel:durations", "polyreel:estimates",
-    "rq:queues", "rq:workers", "rq:finished:", "rq:failed:", "rq:canceled:",
+    "polyreel:models", "polyreel:reaper", "polyreel:residents", "polyreel:fair:", "polyreel:durations",
+    "polyreel:estimates", "rq:queues", "rq:workers", "rq:finished:", "rq:failed:", "rq:canceled:",
 )  # fmt: skip
 
 

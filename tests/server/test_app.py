@@ -228,6 +228,16 @@ async def test_ready_with_workers_names_their_models(api: Api) -> None:
     }
 
 
+async def test_the_reason_of_ready_goes_when_a_worker_comes_and_is_back_when_it_leaves(api: Api) -> None:
+    assert (await api.http.get("/ready")).status_code == 503
+    api.leases.beat("one", {"models": ["ltx-tiny"]})
+    assert (await api.http.get("/ready")).json()["ready"] is True
+    api.leases.beat("one", {"models": []})
+    assert (await api.http.get("/ready")).json()["reasons"] == ["Every worker is stopping."]
+    api.leases.leave("one")
+    assert "No worker is running" in (await api.http.get("/ready")).json()["reasons"][0]
+
+
 async def test_ready_warns_of_webhooks_that_nobody_delivers(api: Api) -> None:
     api.leases.beat("one", {"models": ["ltx-tiny"]})
     job_id = api.records.create(queued(webhook="https://hooks.example/"), max_open=9).job.id

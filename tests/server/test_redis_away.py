@@ -24,6 +24,7 @@ from structlog.testing import capture_logs
 from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.errors import QueueUnavailable, TooManyJobs
 from polyreel.keys import Caller
+from polyreel.leases import Leases
 from polyreel.records import Records, connect
 from server.gate import BUDGET_S, Gate, budget
 from server.services import Services
@@ -147,6 +148,21 @@ async def test_metrics_say_that_redis_is_away_and_go_on_with_the_rest(api: Api, 
     assert "polyreel_redis_up 0.0" in answer.text
     assert 'polyreel_http_requests_total{method="GET",route="/metrics",status="200"} 1.0' in answer.text
     assert "polyreel_jobs_submitted" not in answer.text
+
+
+async def test_ready_needs_no_restart_when_redis_is_back(api: Api, broker: EmbeddedBroker) -> None:
+    worker = Leases(api.records.client, retention_s=60)
+    worker.beat("one", {"models": ["ltx-tiny"]})
+    assert (await api.http.get("/ready")).status_code == 200
+    os.kill(broker.process.pid, signal.SIGSTOP)
+    away = await api.http.get("/ready")
+    assert (away.status_code, away.json()["reasons"]) == (
+        503,
+        ["The queue does not answer right now. Try again in a few seconds."],
+    )
+    os.kill(broker.process.pid, signal.SIGCONT)
+    worker.beat("one", {"models": ["ltx-tiny"]})  # the last one may have run out meanwhile
+    assert (await api.http.get("/ready")).status_code == 200
 
 
 async def test_when_redis_goes_on_so_does_everything(api: Api, broker: EmbeddedBroker) -> None:

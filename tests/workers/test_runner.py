@@ -17,6 +17,7 @@ from polyreel.errors import AdapterUnavailable, GenerationFailed, StorageFailed
 from polyreel.job import JobStatus, VideoJob, attempt_key
 from polyreel.leases import Claim, Wishes
 from polyreel.logs import configure_logs
+from polyreel.metrics import LOADS, SERIES, counted
 from polyreel.queue import Queue
 from polyreel.records import parse_rates
 from polyreel.request import OutputSpec, PromptSpan
@@ -611,6 +612,22 @@ def test_the_start_of_a_job_is_logged_with_its_size_and_without_its_prompt(
     [started] = [line for line in capsys.readouterr().err.splitlines() if "job started" in line]
     assert all(word in started for word in (job.id, '"num_frames": 9', '"height": 64', '"width": 96', '"steps": 4'))
     assert "sunset" not in started
+
+
+def test_each_load_of_a_model_is_counted_and_a_job_without_one_is_none(make_runner: MakeRunner, queue: Queue) -> None:
+    def loads() -> dict[tuple[str, ...], int]:
+        return counted(LOADS, queue.records.client.hgetall(SERIES))
+
+    runner = make_runner(Quick())
+    assert loads() == {}
+    for _ in range(2):
+        queue.submit(queued())
+        run(runner)
+    assert loads() == {("ltx-tiny",): 1}
+    runner.residency.unload("ltx-tiny")
+    queue.submit(queued())
+    run(runner)
+    assert loads() == {("ltx-tiny",): 2}
 
 
 def test_the_runner_tells_which_job_it_has(make_runner: MakeRunner, queue: Queue) -> None:
