@@ -15,7 +15,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "clients", "compatibility/huggingface", "compatibility/universal", "compatibility/modelslab",
         "compatibility/novita", "compatibility/openai", "compatibility/native", "errors", "webhooks", "conformance",
     ),
-    "Operate": ("operations", "security", "storage", "metrics", "observability", "cli", "settings", "upgrade"),
+    "Operate": ("operations", "security", "metrics", "observability", "cli", "settings", "upgrade"),
     "How it decides": ("scheduling", "batching", "scale", "policy"),
 }  # fmt: skip
 

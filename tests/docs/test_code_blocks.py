@@ -48,6 +48,13 @@ def test_a_shell_block_can_be_pasted(block: Block) -> None:
     assert not re.search(r"^\s*\$ ", block.text, re.MULTILINE), "a prompt would be pasted too"
 
 
+@each("text")
+def test_no_command_is_called_text_so_that_nobody_runs_it(block: Block) -> None:
+    """But for what shows the form of one, in brackets, which is no command."""
+    command = re.match(r"(\S*/)?(polyreel|curl|python3?|pip|make|docker|kubectl|npm|node|sudo|git) ", block.text)
+    assert command is None or "[" in block.first_line
+
+
 @each("python")
 def test_a_python_block_is_python(block: Block) -> None:
     ast.parse(block.text)
