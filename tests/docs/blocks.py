@@ -46,7 +46,6 @@ NOT_HERE: dict[tuple[str, str], Reason | str] = {
     ("docs/deploy.md", "curl -sS http://127.0.0.1:8000/ready"): Reason.CONTAINERS,
     ("docs/deploy.md", "docker "): Reason.CONTAINERS,
     ("docs/deploy.md", "kubectl "): Reason.CLUSTER,
-    ("docs/observability.md", "pip install 'polyreel[tracing]'"): Reason.FOREGROUND,
     ("docs/observability.md", "pip install 'polyreel[tracing]'"):
         "tests/live/test_what_is_told.py::test_one_trace_leads_from_the_request_to_the_webhook",
     ("docs/policy.md", "pip install ./examples/content_policy"): Reason.FOREGROUND,

@@ -90,8 +90,8 @@ def test_a_profile_with_a_misspelt_setting_would_be_found(tmp_path: Path) -> Non
 def test_every_variable_that_a_page_names_is_a_setting() -> None:
     """POLYREEL_X in a page is the variable of a setting, or one of the few that are read elsewhere."""
     others = {
-        "POLYREEL_CONFIG", "POLYREEL_URL", "POLYREEL_KEY", "POLYREEL_SECRETS_DIR", "POLYREEL_GPU_REPORT", "POLYREEL_GPU_TESTS_ON_CPU",
-        "POLYREEL_SERVICE_HOST", "POLYREEL_PORT_8000_TCP",
+        "POLYREEL_CONFIG", "POLYREEL_URL", "POLYREEL_KEY", "POLYREEL_SECRETS_DIR", "POLYREEL_GPU_REPORT",
+        "POLYREEL_GPU_TESTS_ON_CPU", "POLYREEL_SERVICE_HOST", "POLYREEL_PORT_8000_TCP",
     }  # fmt: skip
     known = {f"POLYREEL_{name}".upper() for name in Settings.model_fields} | others
     unknown = []
