@@ -114,6 +114,11 @@ def test_the_password_of_redis_stands_in_no_command() -> None:
     assert services["worker"]["environment"]["REDIS_URL"] == "redis://:only-in-the-environment@redis:6379/0"
 
 
+def test_a_further_machine_takes_the_queue_of_the_first() -> None:
+    services = compose("gpu", QUEUE_URL="redis://:secret@10.0.0.5:6379/0")["services"]
+    assert services["worker"]["environment"]["REDIS_URL"] == "redis://:secret@10.0.0.5:6379/0"
+
+
 def test_nothing_listens_beyond_this_machine_but_what_has_a_certificate() -> None:
     open_to_all = {
         name for name, service in everything().items() for port in service.get("ports", ()) if "host_ip" not in port
