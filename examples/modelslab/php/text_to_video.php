@@ -19,7 +19,7 @@ function post(string $path, array $body): array
 
 $video = post('text2video', [
     'model_id' => 'wan2.2', 'prompt' => 'a space station above the earth', 'output_type' => 'mp4',
-    'num_frames' => 16, 'width' => 256, 'height' => 256, 'num_inference_steps' => 8, 'seed' => 7,
+    'num_frames' => 16, 'width' => 256, 'height' => 256, 'num_inference_steps' => 8, 'fps' => 8, 'seed' => 7,
 ]);
 while ($video['status'] === 'processing') {
     sleep(1);

@@ -21,6 +21,7 @@ answer = video.text_to_video(
         width=256,
         height=256,
         num_inference_steps=8,
+        fps=8,
         seed=7,
     )
 )
