@@ -43,7 +43,6 @@ NOT_HERE: dict[tuple[str, str], Reason | str] = {
     ("docs/conformance.md", "polyreel conformance --base-url https://api.novita.ai"): Reason.ACCOUNT,
     ("docs/deploy.md", "docker run --rm --gpus all"): Reason.GPU,
     ("docs/deploy.md", "cp .env.example .env"): Reason.CONTAINERS,
-    ("docs/deploy.md", "curl -sS http://127.0.0.1:8000/ready"): Reason.CONTAINERS,
     ("docs/deploy.md", "docker "): Reason.CONTAINERS,
     ("docs/deploy.md", "kubectl "): Reason.CLUSTER,
     ("docs/observability.md", "pip install 'polyreel[tracing]'"):
