@@ -40,10 +40,12 @@ def check_redis(url: str) -> None:
 
 
 def is_for_good(err: BaseException) -> bool:
-    """Return whether Redis will say the same tomorrow: it refuses us, and not because it loads, hangs or is full."""
-    words = str(err)
-    return isinstance(err, redis.AuthenticationError | redis.exceptions.AuthorizationError) or words.startswith(
-        ("WRONGPASS", "NOAUTH", "NOPERM", "DB index is out of range", "invalid DB index")
+    """Return whether Redis will say the same tomorrow: it wants another password, or has no such database.
+
+    A command that its access lists forbid is not among these: the others may be all that is needed.
+    """
+    return isinstance(err, redis.AuthenticationError) or str(err).startswith(
+        ("WRONGPASS", "NOAUTH", "HELLO must be called", "DB index is out of range", "invalid DB index")
     )
 
 

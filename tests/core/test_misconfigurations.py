@@ -20,6 +20,8 @@ import redis
 
 from polyreel import cli, cli_config, logs, processes, tracing
 from polyreel.broker import start_embedded
+from polyreel.errors import ConfigurationError
+from polyreel.redis_fitness import check_redis
 from polyreel.state_lock import state_lock
 from polyreel.supervisor import Supervisor
 from tests.core.misconfigurations import CASES, SECRET, Case
@@ -106,6 +108,29 @@ def test_a_wrong_password_of_redis_is_told_without_it(
     assert "Set REDIS_URL=redis://USER:PASSWORD@HOST:6379/0 with the right ones" in said
     assert SECRET not in said
     assert "Traceback" not in said
+
+
+def test_a_database_that_redis_does_not_have_is_told(
+    polyreel: Callable[[Case], tuple[object, Case]], capfd: pytest.CaptureFixture[str], redis_url: str
+) -> None:
+    assert polyreel(Case("", "keys list", "", "", "", environment={"REDIS_URL": f"{redis_url}?db=99"}))[0] == 2
+    said = capfd.readouterr().err
+    assert "cannot be used: DB index is out of range. Set REDIS_URL to a database that it has" in said
+
+
+def test_a_redis_that_is_away_or_says_nothing_of_itself_ends_no_start(redis_url: str) -> None:
+    check_redis("redis://127.0.0.1:1/0")
+    check_redis(redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        client.acl_setuser("quiet", enabled=True, nopass=True, commands=["+@all", "-info"], keys="*")
+        check_redis(f"{redis_url}?username=quiet&password=any")
+        client.acl_deluser("quiet")
+
+
+def test_a_redis_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch, redis_url: str) -> None:
+    monkeypatch.setattr(redis.Redis, "info", lambda *_: {"redis_version": "6.2.7"})
+    with pytest.raises(ConfigurationError, match=r"redis_url: the Redis at .* is 6\.2\.7\. Use Redis 7 or newer"):
+        check_redis(redis_url)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.about)
