@@ -31,11 +31,11 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Lines]]
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
-    def set_up(**how: object) -> Lines:
+    def set_up(level: str = "debug", **how: object) -> Lines:
         stream = io.StringIO()
         with monkeypatch.context() as only_here:
             only_here.setattr(sys, "stderr", stream)
-            configure_logs("debug", "serve", **how)
+            configure_logs(level, "serve", **how)
         return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
     yield set_up
@@ -102,6 +102,18 @@ def test_a_prompt_is_on_no_line_unless_the_operator_wants_it(configure: Callable
     assert line["prompt"] == "a cat\\nin a hat"
     assert line["negative_prompt"] == "x" * 500 + "…"
     assert line["key"] == "***"
+
+
+def test_a_line_below_the_level_is_none_and_costs_no_redaction(
+    configure: Callable[..., Lines], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = configure(level="info")
+    read: list[str] = []
+    monkeypatch.setattr(logs, "redact", lambda text: read.append(text) or text)
+    structlog.get_logger().debug("request served", route="/v3/user")
+    assert (lines(), read) == ([], [])
+    structlog.get_logger().info("request served", route="/v3/user")
+    assert [line["route"] for line in lines()] == ["/v3/user"]
 
 
 def test_what_libraries_and_python_say_is_a_line_like_any_other(configure: Callable[..., Lines]) -> None:

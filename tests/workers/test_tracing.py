@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from math import inf
 
 import pytest
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -107,6 +109,25 @@ async def test_no_span_holds_a_prompt_a_key_a_query_or_an_errors_text(
     assert len(spans()) >= 4
     assert '"url.query": "***"' in exported
     assert not any(secret in exported for secret in (KEY, "private", "0123456789abcdef"))
+
+
+async def test_failures_are_not_told_to_whoever_collects_logs(
+    spans: Callable[[], dict[str, ReadableSpan]], make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, logger_provider = InMemoryLogRecordExporter(), LoggerProvider(shutdown_on_exit=False)
+    logger_provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    monkeypatch.setattr("opentelemetry._logs.get_logger_provider", lambda: logger_provider)
+    monkeypatch.setattr("opentelemetry._logs.get_logger", lambda name, *_, **__: logger_provider.get_logger(name))
+    api = make_api(dialects={"modelslab": {"hold_s": 0}})
+
+    def crash(*_: object) -> None:
+        raise RuntimeError(f"at {PROMPT}")
+
+    monkeypatch.setattr(api.app.state.services.queue, "submit", crash)
+    answer = await api.http.post("/api/v6/video/text2video", json={"key": KEY, "prompt": PROMPT, "model_id": "ltx"})
+    assert answer.status_code == 500
+    assert "POST /api/v6/video/text2video" in spans()
+    assert exporter.get_finished_logs() == ()
 
 
 async def test_probes_are_no_traces(spans: Callable[[], dict[str, ReadableSpan]], make_api: Callable[..., Api]) -> None:
