@@ -24,6 +24,7 @@ from polyreel.metrics import CACHE_HITS
 from polyreel.records import StoredJob
 from polyreel.request import VideoRequest
 from server.services import Services
+from server.storage_watch import for_clients
 
 #: How long a submit may take before another request with the same digest submits for itself, whole seconds.
 _RESERVED_S = 10
@@ -128,5 +129,6 @@ class ResultCache:
             return stored
         if stored.job.status is not JobStatus.SUCCEEDED:
             return None
-        sizes = [await run_in_threadpool(self.shared.storage.size, output.key) for output in stored.job.outputs]
+        with for_clients():
+            sizes = [await run_in_threadpool(self.shared.storage.size, output.key) for output in stored.job.outputs]
         return None if None in sizes else stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from polyreel.request import ImageCondition
 from polyreel.storage.local import LocalStorage
 from polyreel.storage_marker import claim
 from tests.core.jobs import REQUEST, queued, redis_time
+from tests.seaweed import Seaweed
 from workers.sweeper import Sweeper
 
 HOUR, DAY = 3600.0, 24 * 3600.0
@@ -148,3 +150,22 @@ def test_what_was_stored_before_this_redis_knew_the_place_goes_by_its_age_alone(
     assert before.exists()
     sweeper.sweep(now + 8 * DAY)
     assert not before.exists()
+
+
+def test_a_bucket_is_swept_by_the_same_rules(tmp_path: Path, records: Records, s3_server: Seaweed) -> None:
+    storage = s3_server.storage("swept")
+    kept, forgotten = (
+        new_job(REQUEST, dialect="modelslab", owner="alice", extensions=("gif",)) for _ in ("kept", "forgotten")
+    )
+    records.create(kept, max_open=10)
+    (tmp_path / "source").write_bytes(b"x")
+    keys = [f"out/{kept.id}/1/{kept.id}.gif", f"out/{forgotten.id}/1/{forgotten.id}.gif", f"run/{forgotten.id}/1"]
+    for key in keys:
+        storage.put(tmp_path / "source", key)
+    sweeper = Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client)
+    now = time.time()
+    assert sweeper.sweep(now + 0.9 * HOUR) == 0
+    assert sweeper.sweep(now + 1.1 * HOUR) == 2
+    assert [storage.size(key) for key in keys] == [1, None, None]
+    assert sweeper.sweep(now + 7 * DAY + 1.1 * HOUR) == 1
+    assert storage.size(keys[0]) is None
