@@ -68,8 +68,9 @@ class Quota:
                 for job_id in self._ended(by_age[i : i + _CHUNK]):
                     if freed >= over:
                         break
-                    removed += self._remove(job_id)
-                    freed += held.jobs[job_id].size_bytes
+                    if self._remove(job_id):
+                        removed += 1
+                        freed += held.jobs[job_id].size_bytes
         if removed:
             log.info("the oldest jobs went for disk_quota_gb", jobs=removed, bytes=freed)
         self._say_whether(freed < over)

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -157,17 +158,24 @@ class LocalStorage:
         """Return what lies here; a look at every file."""
         total, jobs = 0, dict[str, HeldJob]()
         for top in FOLDERS:
-            for path in (self.folder / top).rglob("*"):
-                name = path.relative_to(self.folder)
-                with suppress(OSError):  # it has gone meanwhile
-                    found = path.lstat()
-                    if stat.S_ISREG(found.st_mode) and is_ours(name.as_posix()):
-                        total += found.st_size
-                        if top in JOB_FOLDERS:
-                            job = jobs.get(name.parts[1], HeldJob(0, 0.0))
-                            newest_at = max(job.newest_at, found.st_mtime)
-                            jobs[name.parts[1]] = HeldJob(job.size_bytes + found.st_size, newest_at)
+            for name, found in self._files(top):
+                total += found.st_size
+                if top in JOB_FOLDERS:
+                    job_id = name.split("/")[1]
+                    job = jobs.get(job_id, HeldJob(0, 0.0))
+                    jobs[job_id] = HeldJob(job.size_bytes + found.st_size, max(job.newest_at, found.st_mtime))
         return Held(total, jobs)
+
+    def _files(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+        """Give our files under a folder of keys. By names, not paths: ten thousand jobs are looked at every minute."""
+        with suppress(OSError), os.scandir(self.folder / folder) as entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}"
+                with suppress(OSError):  # it has gone meanwhile
+                    if entry.is_dir(follow_symlinks=False):
+                        yield from self._files(name)
+                    elif entry.is_file(follow_symlinks=False) and is_ours(name):
+                        yield name, entry.stat(follow_symlinks=False)
 
     def free_bytes(self) -> int | None:
         """Return what the file system has left for us."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,24 @@ def test_of_twenty_makers_at_once_one_makes_it(redis_url: str, tmp_path: Path, n
         made = list(pool.map(lambda n: shared_secret(machine(redis_url, tmp_path / str(n)), name), range(20)))
     assert len(set(made)) == 1
     assert len(made[0]) == 32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_draws_one_while_another_gives_his_to_redis_uses_that(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Name
+) -> None:
+    first: list[bytes] = []
+    draw = secrets.token_bytes
+
+    def slowly(size: int) -> bytes:
+        if size != 32:  # redis-py gives its connections names
+            return draw(size)
+        monkeypatch.undo()
+        first.append(shared_secret(machine(redis_url, tmp_path / "quicker"), name))
+        return b"2" * size
+
+    monkeypatch.setattr("secrets.token_bytes", slowly)
+    assert shared_secret(machine(redis_url, tmp_path / "slower"), name) == first[0] != b"2" * 32
 
 
 @pytest.mark.parametrize("name", NAMES)
