@@ -139,10 +139,12 @@ class _Remembered(Generic[T]):
             patience_s: how long to wait for a new one, seconds.
         """
         if time.monotonic() - self._found_at >= believed_s:
-            if self._task is None or self._task.done():  # one at a time, also where one hangs for ever
-                self._task = asyncio.create_task(run_in_threadpool(self._look))
-            done, _ = await asyncio.wait({self._task}, timeout=patience_s)
-            self._found, self._found_at = (self._task.result() if done else None), time.monotonic()
+            task = self._task
+            if task is None or task.done():  # one at a time, also where one hangs for ever
+                task = self._task = asyncio.create_task(run_in_threadpool(self._look))
+            # Meanwhile another request may begin the next look: what is awaited here is asked here.
+            done, _ = await asyncio.wait({task}, timeout=patience_s)
+            self._found, self._found_at = (task.result() if done else None), time.monotonic()
         return self._found
 
 
