@@ -61,14 +61,22 @@ local function set(list)
   return found
 end
 
-local warm = {} -- what other live workers have in memory
-local residents = redis.call('HGETALL', 'polyreel:residents')
-for i = 1, #residents, 2 do
-  local said = cjson.decode(residents[i + 1])
-  if said['until'] <= t then redis.call('HDEL', 'polyreel:residents', residents[i])
-  elseif residents[i] ~= terms.worker then
-    for _, model in ipairs(said.models) do warm[model] = true end
+-- Whether another live worker has a model in memory. Read when first asked: it takes time for each worker that lives, and
+-- an idle worker looks for work ten times a second (benchmarks/sim_scale.py).
+local warm
+local function is_warm(model)
+  if not warm then
+    warm = {}
+    local residents = redis.call('HGETALL', 'polyreel:residents')
+    for i = 1, #residents, 2 do
+      local said = cjson.decode(residents[i + 1])
+      if said['until'] <= t then redis.call('HDEL', 'polyreel:residents', residents[i])
+      elseif residents[i] ~= terms.worker then
+        for _, resident in ipairs(said.models) do warm[resident] = true end
+      end
+    end
   end
+  return warm[model]
 end
 
 -- The rule is polyreel.scheduling.choose, where it is explained; a test holds the two together.
@@ -87,9 +95,9 @@ for _, model in ipairs(terms.models) do
     local loading_s = terms.swap_s[model] or rule.default_swap_s
     if resident[model] then at_hand = longer(model, at_hand)
     else
-      local patience_s = rule.max_wait_s * (warm[model] and rule.peer_factor or 1)
+      local patience_s = rule.max_wait_s * (is_warm(model) and rule.peer_factor or 1)
       if waited > patience_s and terms.held_s >= rule.quantum_swaps * loading_s then due = longer(model, due) end
-      if not warm[model] or waited >= rule.grace_swaps * loading_s then free = longer(model, free) end
+      if not is_warm(model) or waited >= rule.grace_swaps * loading_s then free = longer(model, free) end
     end
   end
 end
