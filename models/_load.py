@@ -150,12 +150,13 @@ def quiet_libraries() -> None:
     """Keep diffusers and transformers from drawing bars into the log, and from quoting prompts there.
 
     Both warn about a prompt that is too long for the text encoder by printing what they cut off. Errors come as
-    exceptions anyway.
+    exceptions anyway; what they say of them beside that goes through our log, which takes secrets out.
     """
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+        library.disable_default_handler()
+        library.enable_propagation()

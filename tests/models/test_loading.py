@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from models import Checkpoint, families
+from models._load import quiet_libraries
 from models.tiny import build
 from polyreel.entries import Placement
 from polyreel.errors import CheckpointUnavailable, ConfigurationError
@@ -227,3 +229,14 @@ def test_a_device_that_is_not_there_is_a_reason_and_no_traceback(copy):
 def test_a_scheduler_or_setting_that_does_not_exist_is_named(tiny_root, scheduler, complaint):
     with pytest.raises(CheckpointUnavailable, match=complaint):
         load_tiny("ltx", build("ltx", tiny_root), scheduler=scheduler)
+
+
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_a_library_speaks_through_our_log_and_quotes_no_prompt_there(library, caplog):
+    quiet_libraries()
+    quiet_libraries()
+    pipelines = logging.getLogger(f"{library}.pipelines.any")
+    pipelines.warning("The following part of your input was truncated: ['a cat']")
+    pipelines.error("it broke")
+    assert [record.getMessage() for record in caplog.records] == ["it broke"]
+    assert logging.getLogger(library).handlers == []
