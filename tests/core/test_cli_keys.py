@@ -57,13 +57,14 @@ def test_every_flag_is_kept(run: Run) -> None:
         "--gpu-seconds-per-day=3600",
         "--models=ltx-tiny,wan-tiny",
         "--expires=30d",
+        "--retention=1d",
         "--json",
     )
     made = json.loads(result.stdout)
     text = made.pop("key")
     assert key_id(text) == made["id"]
     assert (made["owner"], made["scopes"]) == ("team.video", ["admin", "read"])
-    assert KeyLimits.from_dict(made["limits"]) == KeyLimits(60, 20, 2, 3600.0, ("ltx-tiny", "wan-tiny"))
+    assert KeyLimits.from_dict(made["limits"]) == KeyLimits(60, 20, 2, 3600.0, ("ltx-tiny", "wan-tiny"), 86400.0)
     assert made["expires_at"] - made["created_at"] == pytest.approx(30 * 86400, abs=1)
     assert keys(run) == [made | {"state": "active"}]
     assert text not in run("list", "--json").stdout
@@ -113,6 +114,8 @@ WRONG = [
     (["create", "a", "--models="], "--models: name one or more models of the catalogue, or leave it out for all."),
     (["create", "a", "--expires=soon"], "--expires: write a whole number and s, m, h or d, such as 24h or 30d."),
     (["create", "a", "--expires=0d"], "--expires: write a whole number"),
+    (["create", "a", "--retention=0h"], "--retention: write a whole number"),
+    (["create", "a", "--retention=a week"], "--retention: write a whole number"),
     (["rotate", "abcdefgh", "--overlap=-1h"], "--overlap: write a whole number"),
     (["revoke", "abcdefgh"], "No key has this id; `polyreel keys list` shows them all."),
 ]
