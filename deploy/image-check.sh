@@ -168,7 +168,7 @@ check_server() {
     computed=$(awk -v hz="$(getconf CLK_TCK)" '{print int(($14 + $15) * 1000 / hz)}' "/proc/$!/stat")
     # Of computing, since a busy machine makes anything wait.
     [ "$computed" -lt 20000 ] || fail "serve computed for $computed ms before /health was green; 20000 is the limit"
-    [ "$(ask /health) $(ask /polyreel/v1/models) $(ask /polyreel/v1/models "$key") $(ask /ready)" = "200 401 200 503" ] ||
+    [ "$(ask /health) $(ask /polyreel/v1/models) $(ask /polyreel/v1/models "$key") $(ask /docs) $(ask /ready)" = "200 401 200 200 503" ] ||
         fail "wrong answers: $(tail -5 "$CACHE/serve.log")"
     enter python3 -m polyreel.health_check serve || fail "the image's own health check fails"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import pytest
 
@@ -125,3 +126,23 @@ def test_images_run_as_a_user_by_number() -> None:
 )
 def test_a_shell_script_is_well_written(script: str) -> None:
     run(program("shellcheck"), script)
+
+
+def test_every_module_and_every_file_that_one_reads_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    data = listed["package-data"]
+    left_out = []
+    roots = {package.partition(".")[0] for package in listed["packages"]}
+    for file in (
+        path.relative_to(ROOT) for root in sorted(roots) for path in (ROOT / root).rglob("*") if path.is_file()
+    ):
+        if "__pycache__" in file.parts:
+            continue
+        package = next(
+            name for name in (".".join(folder.parts) for folder in file.parents) if name in listed["packages"]
+        )
+        inside = file.relative_to(package.replace(".", "/"))
+        is_module = inside.suffix == ".py" and len(inside.parts) == 1
+        if not (is_module or any(inside.match(pattern) for pattern in data.get(package, ()))):
+            left_out.append(str(file))
+    assert left_out == []
