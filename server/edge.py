@@ -62,6 +62,9 @@ class Edge:
             try:
                 with budget(), replays.noted() as replay:
                     await self.app(scope, receive, watched)
+            except Exception:  # a bug, which is answered outside of all middleware
+                status = status or 500
+                raise
             finally:
                 self._http_metrics.note(scope, status, seconds or time.monotonic() - began)
                 code = state.get("refusal", "")

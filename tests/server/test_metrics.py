@@ -287,6 +287,18 @@ async def test_requests_are_counted_by_their_routes_and_never_by_their_paths(api
     }
 
 
+async def test_a_request_that_crashes_is_a_500_in_the_figures_too(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(api.app.state.services.queue, "submit", crash)
+    answer = await api.http.post("/api/v6/video/text2video", json={"key": KEY, "prompt": "a", "model_id": "ltx"})
+    assert answer.status_code == 500
+    assert only(await scrape(api), "polyreel_http_requests_total") == [
+        {"method": "POST", "route": "/api/v6/video/text2video", "status": "500", "value": 1}
+    ]
+
+
 async def test_the_storage_is_shown_as_this_process_finds_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     api.storage.folder.mkdir()
     samples = await scrape(api)
