@@ -292,7 +292,8 @@ def serving(state: Path) -> Iterator[str]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "polyreel", "up", "--state-dir", str(state / "state"), "--port", str(port)],
-            env={**inherited, "POLYREEL_API_KEYS": f"demo:{KEY}"},
+            # Whoever presses Ctrl-C here waits for no job.
+            env={**inherited, "POLYREEL_API_KEYS": f"demo:{KEY}", "POLYREEL_DRAIN_S": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -304,7 +305,7 @@ def serving(state: Path) -> Iterator[str]:
         yield base_url
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(120)
 
 
 def _wait_until_ready(base_url: str, process: subprocess.Popen[bytes], log: Path) -> None:

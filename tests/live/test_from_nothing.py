@@ -108,7 +108,7 @@ def test_an_empty_environment_makes_a_clip_of_each_dialect_and_prints_lines_that
     assert decode((tmp_path / "astronaut.mp4").read_bytes()).shape == (25, 256, 256)
 
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(150) == 0
 
 
 def test_every_line_that_a_server_prints_at_its_start_works_as_it_stands(live: LiveServer, tmp_path: Path) -> None:
