@@ -38,7 +38,8 @@ from tests.server.receivers import Receiver
 _LASTING = (
     "polyreel:number", "polyreel:counts", "polyreel:series", "polyreel:seconds", "polyreel:rates", "polyreel:swaps",
     "polyreel:models", "polyreel:reaper", "polyreel:residents", "polyreel:fair:", "polyreel:durations",
-    "polyreel:estimates", "rq:queues", "rq:workers", "rq:finished:", "rq:failed:", "rq:canceled:",
+    "polyreel:estimates", "polyreel:secret:", "polyreel:storage", "rq:queues", "rq:workers", "rq:finished:",
+    "rq:failed:", "rq:canceled:",
 )  # fmt: skip
 
 
@@ -175,7 +176,7 @@ def check_at_rest(stand: Stand) -> None:
         until(lambda: not troubles(), "everything at rest", 15, every_s=0.2)
     except Gone:
         raise AssertionError("\n".join(troubles())) from None
-    for path in (stand.state / "results").rglob("*"):
+    for path in (stand.state / "results" / "out").rglob("*"):
         assert path.is_dir() or path.suffix in (".gif", ".mp4") or path.name.endswith(".part"), f"I5: {path}"
 
 
