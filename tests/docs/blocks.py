@@ -51,6 +51,10 @@ NOT_HERE: dict[tuple[str, str], Reason | str] = {
     ("docs/quick-start.md", "make demo "): Reason.CHECKOUT,
     ("docs/quick-start.md", "make up "): Reason.FOREGROUND,
     ("docs/quick-start.md", "cp .env.example .env"): Reason.CONTAINERS,
+    ("docs/operations.md", "polyreel backup"):
+        "tests/live/test_backup.py::test_links_and_jobs_of_a_saved_server_are_good_on_the_one_that_it_is_put_back_to",
+    ("docs/scale.md", "python -m benchmarks.sim_scale"):
+        "tests/workers/test_sim_scale.py::test_its_tables_are_printed",
     ("docs/scheduling.md", "python -m benchmarks.sim_affinity"):
         "tests/core/test_sim_affinity.py::test_both_tables_are_printed",
     ("examples/content_policy/README.md", ".venv/bin/pip install ./examples/content_policy"): Reason.FOREGROUND,
