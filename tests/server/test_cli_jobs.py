@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -313,6 +314,9 @@ def test_watching_goes_on_when_the_server_has_restarted(served: Served) -> None:
     until(lambda: display.said == ["queued, next"])
     served.stop()
     until(lambda: "the server is away; waiting for it" in display.said)
+    with socket.create_server(("127.0.0.1", served.port)) as away:
+        away.settimeout(_LONG_S)
+        away.accept()[0].close()  # it has tried again, and been hung up on
     served.start()
     served.worker.finish(job_id)
     watching.join(_LONG_S)
