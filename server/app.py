@@ -94,7 +94,7 @@ def create_app(settings: Settings, keys: ApiKeys, *, storage: Storage | None = N
     )
     reader, rule = connect_reader(url), settings.scheduling.rule()
     results = storage or connect_storage(settings.storage_url, settings.s3)
-    joining = Joining(settings, gate, None if storage else results)
+    joining = Joining(settings, None if storage else results)
     try:
         joining.join()
     except QueueUnavailable as err:

@@ -6,11 +6,13 @@ nothing is made up meanwhile.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from polyreel.errors import ConfigurationError, QueueUnavailable
@@ -21,9 +23,11 @@ from polyreel.settings import Settings
 from polyreel.signing import WebhookSigner, load_signer
 from polyreel.storage import Storage
 from polyreel.storage_marker import claim
-from server.gate import Gate
 
 log = structlog.get_logger()
+
+#: How long a request waits for it, seconds.
+_PATIENCE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,12 @@ class Joining:
 
     Attributes:
         misfit: why this process does not fit the others, found when Redis came back after the start.
-        on_misfit: called then; whoever runs the process ends it.
+        on_misfit: called then, in a thread; whoever runs the process ends it.
     """
 
-    def __init__(self, settings: Settings, gate: Gate, storage: Storage | None) -> None:
-        self._settings, self._gate, self._storage = settings, gate, storage
+    def __init__(self, settings: Settings, storage: Storage | None) -> None:
+        self._settings, self._storage = settings, storage
+        self._attempt: asyncio.Task[None] | None = None
         self._secrets: Secrets | None = None
         self._has_joined = False
         self.misfit: ConfigurationError | None = None
@@ -80,12 +85,20 @@ class Joining:
         self._has_joined = True
 
     async def join_late(self) -> None:
-        """Do so for a request, where Redis was away at the start; a request that needs a secret finds out by itself."""
+        """Do so for a request, where Redis was away at the start; one that needs a secret finds out by itself.
+
+        Waits no longer than a Redis that is well takes: a request has its own time to find out that it hangs.
+        """
         if self._has_joined or self.misfit is not None:
             return
+        if self._attempt is None or self._attempt.done():  # one at a time, however many ask
+            self._attempt = asyncio.create_task(run_in_threadpool(self._try))
+        await asyncio.wait({self._attempt}, timeout=_PATIENCE_S)
+
+    def _try(self) -> None:
         with suppress(QueueUnavailable):
             try:
-                await self._gate.in_thread(self.join)
+                self.join()
             except ConfigurationError as err:
                 self.misfit = err
                 log.critical("this process does not fit the others and ends", reason=str(err))

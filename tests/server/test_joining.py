@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 import redis
 from pydantic import SecretStr
@@ -41,8 +42,9 @@ async def test_an_api_that_started_first_signs_as_the_others_once_redis_answers(
     try:
         other = settings.model_copy(update={"redis_url": SecretStr(broker.url), "state_dir": tmp_path / "other"})
         made_elsewhere = link_signer(other)
-        answer = await api.http.get("/polyreel/v1/webhooks/secret", headers=AUTH)
-        assert answer.status_code == 200
+        with anyio.fail_after(60):
+            while (await api.http.get("/polyreel/v1/webhooks/secret", headers=AUTH)).status_code == 503:
+                pass  # a busy machine may need more than the tenth of a second that a request waits
         assert api.app.state.services.signer == made_elsewhere
         assert (await api.http.get("/files/out/a?exp=4000000000&sig=00")).status_code == 403
     finally:
@@ -88,7 +90,9 @@ async def test_an_api_that_turns_out_not_to_fit_when_redis_is_back_ends(
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         claim(client, joining._storage, settings)
     monkeypatch.setattr("polyreel.storage_marker.mark_of", lambda _storage: "0" * 32)
-    await joining.join_late()
+    with anyio.fail_after(60):
+        while not ended:
+            await joining.join_late()
     await joining.join_late()
     assert ended == [True], "once"
     assert str(joining.misfit).startswith(
