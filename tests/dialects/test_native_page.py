@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from server.dialects.native import DIALECT
-from server.dialects.native.audit import AuditAnswer, EntryAnswer
 from server.dialects.native.answer import JobAnswer, OutputAnswer
+from server.dialects.native.audit import AuditAnswer, EntryAnswer
 from server.dialects.native.fields import Keyframe, Lora, NewJob, Output, Prompt, Upscale
 from server.dialects.native.jobs import JobsAnswer, RemovalAnswer
 from server.dialects.native.models import AdapterAnswer, CommandAnswer, ModelAnswer
