@@ -231,6 +231,7 @@ def main(arguments: list[str]) -> int:
     Args:
         arguments: `--stay` serves on until Ctrl-C, as it does at a terminal.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with it
     stays = "--stay" in arguments or (sys.stdin.isatty() and sys.stdout.isatty())
     DEMO.mkdir(exist_ok=True)
     print("starting polyreel up (embedded queue, API, worker; the first start builds tiny checkpoints)", flush=True)

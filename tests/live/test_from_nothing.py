@@ -67,9 +67,14 @@ def demo(empty: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], s
     (tmp_path / "examples").mkdir()
     shutil.copy(ROOT / "examples" / "demo.py", tmp_path / "examples")
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
+
+    def hear_ctrl_c() -> None:  # which a shell without job control switches off for what it runs in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     process = subprocess.Popen(
         [empty, "-P", "examples/demo.py", "--stay"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     assert process.stdout is not None
     printed = []
@@ -78,9 +83,8 @@ def demo(empty: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], s
         if "until Ctrl-C" in line:
             break
     yield process, "".join(printed)
-    if process.poll() is None:
-        process.kill()
-    process.wait(60)
+    process.terminate()
+    process.wait(150)
     process.stdout.close()
 
 
