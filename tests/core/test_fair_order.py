@@ -447,8 +447,8 @@ def test_redis_passes_over_whom_fair_order_passes_over(
 def test_first_come_first_served_within_a_line_whatever_is_handed_back(
     queue: Queue, steps: list[tuple[object, ...]]
 ) -> None:
-    """What was handed back comes before the rest, since it was begun: one that shared another's call too, though by that
-    it had passed older ones of its line. Also when the order began anew meanwhile; and no two jobs have one place.
+    """What was handed back comes before the rest, since it was begun: one that shared another's call too, though it
+    passed older ones of its line by that. Also when the order began anew meanwhile; and no two jobs have one place.
     """
     client = queue.records.client
     client.flushall()
