@@ -40,7 +40,7 @@ from workers.residency import Residency
 from workers.results import Results
 from workers.room import Room
 from workers.snapshots import JobSnapshots
-from workers.spool import spool_beside
+from workers.spool import Spooled, spool_beside
 from workers.stop import Stop
 from workers.trail import Timings, tell_end, timed
 
@@ -268,7 +268,7 @@ class JobRunner:
 
     def _made_before(self, taken: list[Taken]) -> list[Taken]:
         """Have those finished whose files an earlier attempt has made on this machine; return the others."""
-        found = [(job, claim, spooled) for job, claim in taken if (spooled := self._spool.take(job, claim.fence))]
+        found = [(job, claim, spooled) for job, claim in taken if (spooled := self._spooled(job, claim))]
         videos = []
         for job, claim, spooled in found:
             log.info("files of an earlier attempt found", job_id=job.id)
@@ -276,6 +276,16 @@ class JobRunner:
             videos.append(Finished(job, claim, None, spooled.facts, spooled.timings, saved, spooled))
         self._finisher.hand(videos)
         return [(job, claim) for job, claim in taken if claim not in [claim for _, claim, _ in found]]
+
+    def _spooled(self, job: VideoJob, claim: Claim) -> Spooled | None:
+        """Return the files of an earlier attempt, unless a content policy is to see its frames that has not."""
+        spooled = self._spool.take(job, claim.fence)
+        wanted = {job.content_policy, self._judge.name if self._judge else ""} - {""}
+        if spooled is None or wanted <= {spooled.facts.get("content_policy")}:
+            return spooled
+        log.warning("spooled files not used", job_id=job.id, reason="the content policy has not seen them")
+        self._spool.remove(job.id, claim.fence)
+        return None
 
     def _run(self, taken: list[Taken], limit: Limit) -> None:
         timings = Timings()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from models import OnProgress, PreparedRequest, Progress, Snapshots, Video
+from polyreel.errors import StorageAway
 from polyreel.job import JobStatus
 from polyreel.policy import ALLOWED, Judge, Verdict, refuse
 from polyreel.queue import Queue
@@ -17,7 +18,7 @@ from polyreel.request import VideoRequest
 from polyreel.storage.local import LocalStorage
 from tests.core.jobs import queued
 from tests.families.quick import Quick
-from tests.workers.claims import read, run, runner_for, submit_and_run
+from tests.workers.claims import read, run, runner_for, submit_and_run, take
 from workers.residency import Residency
 from workers.runner import JobRunner
 
@@ -142,6 +143,37 @@ def test_a_job_that_was_taken_in_with_another_policy_is_not_generated(
     runner, family = judged(None)
     [job] = submit_and_run(runner, queued(content_policy="strict"))
     assert (job.error_code, family.steps_done) == ("content_policy_failed", 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(False, ["content_refused", 4, 1]), (True, ["", 0, 0])], ids=["no", "yes"]
+)
+def test_files_that_wait_in_the_spool_are_stored_only_if_the_policy_has_seen_them(
+    judged: Callable[..., tuple[JobRunner, Quick]],
+    queue: Queue,
+    stored: LocalStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    before: bool,
+    after: list[object],
+) -> None:
+    """They may have been made before there was one."""
+
+    def away(storage: LocalStorage, source: Path, key: str) -> None:
+        raise StorageAway("The storage does not answer.")
+
+    job = queue.submit(queued()).job
+    with monkeypatch.context() as outage:
+        outage.setattr(LocalStorage, "put", away)
+        first, _ = judged(Policy() if before else None)
+        first.run(take(first))
+        first._finisher.wait()
+        first._finisher.give_up()  # it is dead
+    queue.leases.expire_worker("one")
+    policy = Policy(video=refuse("Not here."))
+    second, family = judged(policy)
+    run(second)
+    assert [read(queue, job).error_code, family.steps_done, len(policy.shown)] == after
+    assert len(files(stored)) == (1 if before else 0)
 
 
 @pytest.mark.parametrize(("shows", "seen"), [(None, False), (False, False), (True, True)])
