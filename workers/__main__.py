@@ -223,7 +223,14 @@ def _work(options: argparse.Namespace) -> int:
     keeping.on_alone = alone
     attempts.unavailable = {model: trouble for model, trouble in state.items() if trouble}
     keeping.start()  # before a model is loaded, which may take minutes: it also looks after what the dead left behind
-    sweeper = Sweeper(storage, settings.retention_s, scratch, reports.client, quota)
+    sweeper = Sweeper(
+        storage,
+        settings.retention_s,
+        scratch,
+        reports.client,
+        quota,
+        lambda: claim_storage(reports.client, storage, settings),
+    )
     try:
         with suppress(RedisError):  # the keeper hears of them too, a moment later
             orders.hear(Orders(pins=Commands(reports.client).pins()))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,13 +50,21 @@ class Sweeper:
         scratch: folder of files in the making.
         client: of the Redis that holds the records.
         quota: looks once a minute too; None for no quota.
+        claim: called where Redis does not know the storage: it was emptied, or the storage was away at the start.
     """
 
     def __init__(
-        self, storage: Storage, retention_s: float, scratch: Path, client: redis.Redis, quota: Quota | None = None
+        self,
+        storage: Storage,
+        retention_s: float,
+        scratch: Path,
+        client: redis.Redis,
+        quota: Quota | None = None,
+        claim: Callable[[], None] = lambda: None,
     ) -> None:
         self._storage = storage
         self._quota = quota
+        self._claim = claim
         self._client = client
         self._retention_s = retention_s
         self._scratch = scratch
@@ -79,11 +87,14 @@ class Sweeper:
                     shutil.rmtree(leftover, ignore_errors=True)
         spool_beside(self._scratch).sweep(self._are_over)
         known = known_of(self._client)
+        if known is None:
+            self._claim()
+            known = known_of(self._client)
         if not self._is_ours(known):
             return 0
         removed = self._storage.sweep(now - self._retention_s - GRACE_S)
-        for folder in JOB_FOLDERS:
-            stored_before = set(self._storage.folders(folder, known.since) if known else ())
+        for folder in JOB_FOLDERS if known else ():  # else nobody knows whose jobs those are
+            stored_before = set(self._storage.folders(folder, known.since))
             names = [name for name in self._storage.folders(folder, now - GRACE_S) if name not in stored_before]
             for i in range(0, len(names), _CHUNK):
                 removed += self._remove_forgotten(folder, names[i : i + _CHUNK])

@@ -260,7 +260,7 @@ def test_a_wrong_value_is_quoted_and_a_key_beside_it_is_not(profile) -> None:
     [
         (f"api_keys: [{SECRET}]", "api_keys: write a mapping, NAME: VALUE; what came is a secret and not shown"),
         (f"redis_url: {SECRET}", "redis_url: must start with redis://, rediss:// or unix://; what came is a secret"),
-        (f"webhook_secrets: [{SECRET}]", "webhook_secrets: write \"whsec_\" and 24 to 64 random bytes"),
+        (f"webhook_secrets: [{SECRET}]", 'webhook_secrets: write "whsec_" and 24 to 64 random bytes'),
         ("key_pepper: [1]", "key_pepper: write a text; what came is a secret and not shown"),
         ("s3: {secret_access_key: [1]}", "s3.secret_access_key: write a text; what came is a secret and not shown"),
         ("s3: {region: [1]}", "s3.region: write a text (from"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from polyreel.profiles import load_settings
 from polyreel.records import Records
 from polyreel.request import ImageCondition
 from polyreel.storage.local import LocalStorage
-from polyreel.storage_marker import claim
+from polyreel.storage_marker import claim, known_of, mark_of
 from tests.core.jobs import REQUEST, queued, redis_time
 from tests.seaweed import Seaweed
 from workers.sweeper import Sweeper
@@ -29,6 +30,12 @@ def stored(folder: Path, name: str, age_s: float, now: float) -> Path:
     path.write_bytes(b"x")
     os.utime(path, (now - age_s, now - age_s))
     return path
+
+
+def know(records: Records, since: float = 0.0) -> None:
+    """Let Redis know the storage, and every job that stores there since then."""
+    known = {"id": "0" * 32, "place": "here", "since": since, "is_marked": False}
+    records.client.set("polyreel:storage", json.dumps(known))
 
 
 def test_a_result_goes_an_hour_after_its_retention_and_not_before(tmp_path: Path, records: Records) -> None:
@@ -78,6 +85,7 @@ def test_what_another_worker_removes_meanwhile_stops_no_sweep(tmp_path: Path, re
 
 @pytest.mark.parametrize("key", ["out/{id}/{id}.gif", "out/{id}/3/{id}.gif", "run/{id}/3"])
 def test_files_whose_record_is_gone_go_after_an_hour(tmp_path: Path, records: Records, key: str) -> None:
+    know(records)
     now = 2_000_000_000.0
     storage = LocalStorage(tmp_path / "results")
     job = new_job(REQUEST, dialect="modelslab", owner="alice", extensions=("gif",))
@@ -152,7 +160,34 @@ def test_what_was_stored_before_this_redis_knew_the_place_goes_by_its_age_alone(
     assert not before.exists()
 
 
+@pytest.mark.parametrize("is_back", [True, False], ids=["storage back", "storage away"])
+def test_a_redis_that_is_emptied_under_its_workers_takes_no_result_with_it(
+    tmp_path: Path, records: Records, is_back: bool
+) -> None:
+    """Its place is claimed anew, from now on."""
+    now = redis_time(records.client)
+    settings = load_settings(state_dir=tmp_path).settings
+    storage = LocalStorage(tmp_path / "results")
+    claim(records.client, storage, settings)
+    before = stored(storage.folder, "out/7b1e0000-0000-4000-8000-000000000001/1", 2 * HOUR, now)
+    os.utime(before.parent, (now - 2 * HOUR, now - 2 * HOUR))
+    records.client.flushdb()
+
+    def claim_again() -> None:
+        if is_back:
+            claim(records.client, storage, settings)
+
+    sweeper = Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client, claim=claim_again)
+    assert sweeper.sweep(now) == 0
+    assert before.exists()
+    known = known_of(records.client)
+    assert (known is not None and known.id == mark_of(storage)) is is_back
+    sweeper.sweep(now + 8 * DAY)
+    assert not before.exists()
+
+
 def test_a_bucket_is_swept_by_the_same_rules(tmp_path: Path, records: Records, s3_server: Seaweed) -> None:
+    know(records)
     storage = s3_server.storage("swept")
     kept, forgotten = (
         new_job(REQUEST, dialect="modelslab", owner="alice", extensions=("gif",)) for _ in ("kept", "forgotten")
