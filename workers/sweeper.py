@@ -93,13 +93,15 @@ class Sweeper:
         if not self._is_ours(known):
             return 0
         removed = self._storage.sweep(now - self._retention_s - GRACE_S)
-        for folder in JOB_FOLDERS if known else ():  # else nobody knows whose jobs those are
-            stored_before = set(self._storage.folders(folder, known.since))
-            names = [name for name in self._storage.folders(folder, now - GRACE_S) if name not in stored_before]
-            for i in range(0, len(names), _CHUNK):
-                removed += self._remove_forgotten(folder, names[i : i + _CHUNK])
+        if known:  # else nobody knows whose jobs those are
+            removed += sum(self._sweep_forgotten(folder, known.since, now) for folder in JOB_FOLDERS)
         unused = Records(self._client, self._retention_s).unused_pictures(_CHUNK)
         return removed + remove_pictures(self._storage, unused)
+
+    def _sweep_forgotten(self, folder: str, since: float, now: float) -> int:
+        stored_before = set(self._storage.folders(folder, since))
+        names = [name for name in self._storage.folders(folder, now - GRACE_S) if name not in stored_before]
+        return sum(self._remove_forgotten(folder, names[i : i + _CHUNK]) for i in range(0, len(names), _CHUNK))
 
     def _is_ours(self, known: Known | None) -> bool:
         if known is None or mark_of(self._storage) in (known.id, None):
