@@ -19,6 +19,7 @@ import socket
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -126,17 +127,26 @@ def _claim(client: redis.Redis, storage: Storage, settings: Settings, wait_s: fl
     mine = Known(mark or uuid.uuid4().hex, here, _now(client), is_marked=mark is not None)
     if client.set(KNOWN, json.dumps(asdict(mine)), nx=True):
         if mark is None:
-            _mark(client, storage, mine)
+            try:
+                _mark(client, storage, mine)
+            except StorageFailed:  # or no other machine could ever have it
+                _forget(client, mine)
+                raise
         else:
             log.warning("this Redis knew of no storage and takes up the one that was marked before", place=here)
         return
     known = known_of(client)
-    assert known is not None  # noqa: S101 nobody deletes it
+    if known is None:  # whoever was first could not mark it
+        _claim(client, storage, settings, wait_s)
+        return
     mark = mark or mark_of(storage)  # the first of all has written it meanwhile
     deadline = time.monotonic() + wait_s
     while mark is None and time.monotonic() < deadline and known.place != here:
         time.sleep(0.1)  # or is about to, or another machine sees it a moment later
         mark = mark_of(storage)
+        if known_of(client) is None:
+            _claim(client, storage, settings, wait_s)
+            return
     if mark == known.id:
         return
     # On one machine there is no other place that it could be: its folder was emptied, or the first one died marking it.
@@ -156,6 +166,16 @@ def _claim(client: redis.Redis, storage: Storage, settings: Settings, wait_s: fl
 def _mark(client: redis.Redis, storage: Storage, known: Known) -> None:
     _put(storage, known.id)
     client.set(KNOWN, json.dumps(asdict(known) | {"is_marked": True}), xx=True)
+
+
+def _forget(client: redis.Redis, mine: Known) -> None:
+    """Take back what was said of a place, unless another has been adopted meanwhile."""
+    with client.pipeline() as step, suppress(redis.WatchError):
+        step.watch(KNOWN)  # type: ignore[no-untyped-call]
+        if known_of(client) == mine:
+            step.multi()
+            step.delete(KNOWN)
+            step.execute()
 
 
 def _put(storage: Storage, mark: str) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from polyreel import storage_marker
 from polyreel.cli import app
-from polyreel.errors import ConfigurationError, QueueUnavailable, StorageAway
+from polyreel.errors import ConfigurationError, QueueUnavailable, StorageAway, StorageFailed
 from polyreel.profiles import load_settings
 from polyreel.records import connect
 from polyreel.settings import Settings
@@ -212,6 +212,42 @@ def test_a_storage_that_is_away_is_compared_later(client: redis.Redis, tmp_path:
         claim(client, Away(tmp_path), at(tmp_path))
     assert [(log["log_level"], log["reason"]) for log in logs] == [("warning", "The storage does not answer.")]
     assert known_of(client) is None
+
+
+def test_a_place_that_could_not_be_marked_is_free_for_who_can(
+    client: redis.Redis, tmp_path: Path, machine: list[str]
+) -> None:
+    """A container that is made anew, with the right to write this time, has another name."""
+
+    class ReadOnly(LocalStorage):
+        def put(self, source: Path, key: str) -> None:
+            raise StorageFailed("The result could not be stored: Permission denied.")
+
+    with capture_logs() as logs:
+        claim(client, ReadOnly(tmp_path), at(tmp_path))
+    assert [log["reason"] for log in logs] == ["The result could not be stored: Permission denied."]
+    assert known_of(client) is None
+    machine.append("gpu-2")
+    start(client, at(tmp_path))
+    known = known_of(client)
+    assert known is not None
+    assert (known.place, known.id) == (f"file://{tmp_path} on gpu-2", mark_of(LocalStorage(tmp_path)))
+
+
+def test_who_waits_for_a_mark_that_cannot_be_written_tries_to_write_its_own(
+    client: redis.Redis, tmp_path: Path, machine: list[str]
+) -> None:
+    first = storage_marker.Known("0" * 32, "file:///shared on gpu-1", 0.0, is_marked=False)
+    client.set("polyreel:storage", json.dumps(storage_marker.asdict(first)))
+    machine.append("gpu-2")
+    waiter = threading.Thread(target=start, args=(client, at(tmp_path), 30))
+    waiter.start()
+    storage_marker._forget(client, first)
+    waiter.join(20)
+    assert not waiter.is_alive()
+    known = known_of(client)
+    assert known is not None
+    assert (known.place, known.id) == (f"file://{tmp_path} on gpu-2", mark_of(LocalStorage(tmp_path)))
 
 
 def test_results_in_memory_are_one_processs_own(client: redis.Redis, tmp_path: Path) -> None:
