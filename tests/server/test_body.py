@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 def cpu_s(work: Callable[[], object]) -> float:
-    """Return what work costs of a processor, in seconds: other programs do not lengthen that as they lengthen waiting."""
+    """Return what work costs of a processor, in seconds: unlike waiting, other programs do not lengthen that."""
     began = time.process_time()
     work()
     return time.process_time() - began
