@@ -19,7 +19,7 @@ import structlog
 from models import PreparedRequest
 from polyreel.admission import work
 from polyreel.durations import seconds_key
-from polyreel.errors import Cancelled, QueueUnavailable, StorageAway
+from polyreel.errors import Cancelled, QueueUnavailable, StorageAway, StorageFailed
 from polyreel.job import JobStatus, VideoJob
 from polyreel.leases import Claim, Wishes
 from polyreel.metrics import LOADS
@@ -437,10 +437,19 @@ class JobRunner:
         self.attempts.recover(model, err)
 
     def _wait_for_storage(self, taken: Taken, why: StorageAway) -> None:
-        """Give a job back whose pictures cannot be read now; counted, or it might go round for ever."""
+        """Give a job back whose pictures cannot be read now.
+
+        An outage is no attempt, since each of many workers may meet the same one. Where the storage works but for these
+        pictures it is: the job might go round for ever.
+        """
         self._finisher.storage_failed(why)
         log.warning("job handed back", job_id=taken[1].job_id, reason=why.message)
-        self._release(taken[1], counted=True)
+        try:
+            self._storage.check()
+        except StorageFailed:
+            self._release(taken[1], counted=False)
+        else:
+            self._release(taken[1], counted=True)
 
     def _end_dropped(self, taken: Sequence[Taken], snapshots: JobSnapshots | None = None) -> None:
         for _, claim in taken:

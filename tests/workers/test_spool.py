@@ -291,17 +291,37 @@ def test_without_space_a_worker_takes_no_job_and_the_job_waits(
     assert [claim.job_id for claim in runner.claim(wishes)] == [job.id]
 
 
-def test_a_job_whose_picture_cannot_be_read_now_is_given_back(
+def test_a_job_whose_picture_cannot_be_read_now_is_given_back_however_many_workers_try(
     make_runner: MakeRunner, queue: Queue, shaky: Shaky
 ) -> None:
     request = replace(REQUEST, images=(ImageCondition(f"in/{'0a' * 32}"),))
     job = queue.submit(queued(request)).job
-    runner = make_runner(Quick(), storage=shaky)
-    runner.run(take(runner))
-    back = queue.records.get(job.id)
-    assert back is not None
-    assert (back.claimable, back.job.status.is_terminal, back.job.attempts) == (True, False, 1)
-    assert not runner._finisher.takes_more
+    for _ in range(4):
+        runner = make_runner(Quick(), storage=shaky)
+        runner.run(take(runner))
+        back = queue.records.get(job.id)
+        assert back is not None
+        assert (back.claimable, back.job.status.is_terminal, back.job.attempts) == (True, False, 0)
+        assert not runner._finisher.takes_more
+        runner._finisher.give_up()
+
+
+class OnePictureAway(MemoryStorage):
+    """Works, but for its pictures."""
+
+    def open(self, key: str):  # type: ignore[no-untyped-def]
+        raise StorageAway("The result could not be read: Input/output error.")
+
+
+def test_a_picture_that_a_storage_which_works_never_gives_fails_its_job_in_the_end(
+    make_runner: MakeRunner, queue: Queue
+) -> None:
+    request = replace(REQUEST, images=(ImageCondition(f"in/{'0a' * 32}"),))
+    job = queue.submit(queued(request)).job
+    runner = make_runner(Quick(), storage=OnePictureAway())
+    for _ in range(3):
+        runner.run(take(runner))
+    assert (read(queue, job).status, read(queue, job).attempts) == (JobStatus.FAILED, 3)
     runner._finisher.give_up()
 
 
