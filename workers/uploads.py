@@ -131,7 +131,8 @@ class Uploads(Generic[T]):
         try:
             self._store(made)
         except StorageAway as err:
-            self._why = err
+            with self._changed:
+                self._note(err)  # anew, where the one before was stored
             if self._is_over or time.monotonic() < deadline:
                 return False
             trouble = err

@@ -229,6 +229,23 @@ def test_a_worker_that_was_taken_for_dead_stores_nothing_that_another_has_taken_
     assert zombie.jobs() == two.jobs() == []
 
 
+def test_a_storage_that_takes_one_file_and_no_second_is_still_away() -> None:
+    tries: list[str] = []
+
+    def store(name: str) -> None:
+        tries.append(name)
+        if name == "second":
+            raise StorageAway("away again")
+
+    uploads: workers.uploads.Uploads[str] = workers.uploads.Uploads(store, lambda *_: None, lambda: None, 60.0)
+    with uploads._changed:  # both wait before the first is tried
+        for name in ("first", "second"):
+            uploads.add(name, StorageAway("away"))
+    until(lambda: len(tries) > 3)
+    assert (tries[0], uploads.is_away, uploads.why.message) == ("first", True, "away again")
+    uploads.give_up()
+
+
 def test_no_video_is_begun_once_the_storage_has_been_away_for_a_while_until_it_is_back(
     make_runner: MakeRunner, queue: Queue, shaky: Shaky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
