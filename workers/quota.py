@@ -68,9 +68,10 @@ class Quota:
                 for job_id in self._ended(by_age[i : i + _CHUNK]):
                     if freed >= over:
                         break
-                    if self._remove(job_id):
+                    pictures_bytes = self._remove(job_id)
+                    if pictures_bytes is not None:
                         removed += 1
-                        freed += held.jobs[job_id].size_bytes
+                        freed += held.jobs[job_id].size_bytes + pictures_bytes
         if removed:
             log.info("the oldest jobs went for disk_quota_gb", jobs=removed, bytes=freed)
         self._say_whether(freed < over)
@@ -89,13 +90,15 @@ class Quota:
             if status is None or (JobStatus(status).is_terminal and float(ended_at or 0) < now - YOUNG_S)
         ]
 
-    def _remove(self, job_id: str) -> bool:
+    def _remove(self, job_id: str) -> int | None:
+        """Return how many bytes went with its pictures, None for a job that stays."""
         pictures = self._records.forget(job_id)
         if pictures is None:
-            return False
+            return None
+        pictures_bytes = sum(self._storage.size(key) or 0 for key in pictures)
         remove_files(self._storage, job_id, pictures)
         self._records.client.hincrby("polyreel:counts", "quota_removed", 1)
-        return True
+        return pictures_bytes
 
     def _say_whether(self, is_exceeded: bool) -> None:
         if is_exceeded and not self._is_exceeded:

@@ -110,6 +110,13 @@ def test_snapshots_and_pictures_count_and_go_with_their_job(site: Site) -> None:
     assert [path.name for path in (site.storage.folder / "in").iterdir()] == ["b" * 64]
 
 
+def test_no_more_goes_than_it_takes_where_pictures_go_too(site: Site) -> None:
+    oldest, old, young = site.job(9000, picture="a"), site.job(7200), site.job(600)
+    write(site.storage, f"in/{'a' * 64}", MB, 9000, site.now)
+    assert Quota(site.storage, site.records, 2 * MB).look() == 1
+    assert site.there(oldest, old, young) == [(False, False), (True, True), (True, True)]
+
+
 def test_files_whose_record_is_gone_go_too(site: Site) -> None:
     forgotten, known = site.job(9000), site.job(600)
     site.records.client.delete(f"polyreel:job:{forgotten}")
