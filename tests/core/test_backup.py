@@ -18,6 +18,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+import polyreel.restore
 from polyreel.backup import back_up
 from polyreel.broker import EmbeddedBroker, start_embedded
 from polyreel.errors import ConfigurationError
@@ -205,13 +206,15 @@ def test_every_type_of_value_is_the_same_after_a_restore(here: Settings, there: 
             assert other.exists("polyreel:soon", "polyreel:worker:one", "somebody:else") == 0
 
 
-def test_what_has_expired_since_is_left_out(here: Settings, there: Settings, tmp_path: Path) -> None:
+def test_what_has_expired_since_is_left_out(
+    here: Settings, there: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with redis.Redis.from_url(url_of(here)) as raw:
-        raw.set("polyreel:short", "x", px=400)
-        raw.set("polyreel:long", "x")
+        raw.set("polyreel:short", "x", ex=500)
+        raw.set("polyreel:long", "x", ex=5000)
         archive = save(here, tmp_path / "b.tar")
-        while raw.exists("polyreel:short"):
-            time.sleep(0.01)
+    now_ms = polyreel.restore._now_ms
+    monkeypatch.setattr(polyreel.restore, "_now_ms", lambda client: now_ms(client) + 501_000)
     restored = put_back(there, archive)
     assert (restored.keys, restored.expired) == (1, 1)
 

@@ -121,7 +121,7 @@ def test_looking_for_work_in_vain_costs_the_same_however_many_workers_live(redis
 
 
 def test_a_small_run_ends_jobs_and_is_measured(redis_url: str) -> None:
-    found = run(redis_url, 3, replace(RUN, seconds=0.3), 1.0)
+    found = run(redis_url, 3, replace(RUN, seconds=0.1), 2.0)
     assert found.jobs > 0
     assert 0 < found.redis < 1
     assert found.claim_s >= 0
