@@ -19,7 +19,7 @@ import redis
 import structlog
 
 from polyreel.job import JobStatus
-from polyreel.records import Records, job_key
+from polyreel.records import PICTURES, Records, job_key
 from polyreel.removal import remove_pictures
 from polyreel.storage import JOB_FOLDERS, Storage
 from polyreel.storage_marker import Known, known_of, mark_of
@@ -95,8 +95,10 @@ class Sweeper:
         removed = self._storage.sweep(now - self._retention_s - GRACE_S)
         if known:  # else nobody knows whose jobs those are
             removed += sum(self._sweep_forgotten(folder, known.since, now) for folder in JOB_FOLDERS)
-        unused = Records(self._client, self._retention_s).unused_pictures(_CHUNK)
-        return removed + remove_pictures(self._storage, unused)
+        for key in Records(self._client, self._retention_s).unused_pictures(_CHUNK):
+            if not self._client.sismember(PICTURES, key):  # removing the others takes time: a job may use it by now
+                removed += remove_pictures(self._storage, [key])
+        return removed
 
     def _sweep_forgotten(self, folder: str, since: float, now: float) -> int:
         stored_before = set(self._storage.folders(folder, since))

@@ -128,6 +128,25 @@ def test_a_picture_that_no_job_uses_any_more_goes_with_the_next_sweep(tmp_path: 
     assert (used.exists(), unused.exists()) == (True, False)
 
 
+def test_a_picture_that_comes_into_use_while_others_are_removed_stays(tmp_path: Path, records: Records) -> None:
+    def submitted(picture: str) -> str:
+        return records.create(queued(replace(REQUEST, images=(ImageCondition(picture),))), max_open=10).job.id
+
+    class Busy(LocalStorage):
+        def delete(self, key: str) -> None:
+            submitted(pictures[1 - pictures.index(key)])  # a client sends the other one once more
+            super().delete(key)
+
+    now = 2_000_000_000.0
+    storage = Busy(tmp_path / "results")
+    pictures = [f"in/{letter * 64}" for letter in "ab"]
+    for picture in pictures:
+        stored(storage.folder, picture, 60, now)
+        records.client.delete(f"polyreel:job:{submitted(picture)}")
+    assert Sweeper(storage, 7 * DAY, tmp_path / "scratch", records.client).sweep(now) == 1
+    assert sorted((storage.folder / picture).exists() for picture in pictures) == [False, True]
+
+
 def test_in_a_place_with_another_servers_mark_nothing_is_removed(tmp_path: Path, records: Records) -> None:
     now = 2_000_000_000.0
     settings = load_settings(state_dir=tmp_path, storage=(tmp_path / "results").as_uri()).settings
