@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A CPU build of torch where the index offers one; `make install TORCH=torch==2.13.0+cu130` takes another.
+# PyPI's is built for CUDA; a CPU build where the index offers one. `make -B install TORCH="torch==… --index-url …"` takes
+# another, -B because one is there already.
 TORCH ?= torch==2.13.0
 
 .PHONY: help install demo up test test-slow test-gpu screenshot storm lint lock check-deploy image-check docs format bench bench-queue clean

@@ -49,7 +49,11 @@ def cuda(patient: Patient) -> Finding:
         fix = "Install NVIDIA's driver so that nvidia-smi -L lists a GPU, or set device: cpu."
         return Finding("fail", f"device: {device} was asked for, and no GPU is here.", fix)
     if facts["cuda"] is None:
-        fix = "Install a CUDA build of it: make install TORCH=torch==2.13.0+cu130, or see pytorch.org/get-started."
+        # -B, for without it make sees that it has installed one; PyPI has no version of this name.
+        fix = (
+            'Install a CUDA build of it: make -B install TORCH="torch==2.13.0+cu130 --index-url ADDRESS", with the '
+            "address that pytorch.org/get-started shows."
+        )
         return Finding("fail", f"{len(gpus)} GPUs are here, and torch {facts['version']} was built without CUDA.", fix)
     if not facts["devices"]:
         fix = f"Update NVIDIA's driver to one for CUDA {facts['cuda']}, or install a torch built for an older CUDA."

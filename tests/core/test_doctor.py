@@ -132,7 +132,11 @@ def test_torch_that_can_use_the_gpu_is_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "says", "fix"),
     [
-        ({"cuda": None, "devices": []}, "was built without CUDA", "make install TORCH=torch==2.13.0+cu130"),
+        (
+            {"cuda": None, "devices": []},
+            "was built without CUDA",
+            'make -B install TORCH="torch==2.13.0+cu130 --index-url ADDRESS", with the address',
+        ),
         (
             {"devices": [], "trouble": "The NVIDIA driver on your system is too old (found version 12020)"},
             "too old (found version 12020)",
