@@ -53,7 +53,7 @@ def test_a_hundred_megabytes_are_refused_at_once_and_fill_no_memory(live: LiveSe
         took_s = time.monotonic() - began
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"application/problem+json" in answer
-    assert took_s < 2  # half a second on a machine that does nothing else
+    assert took_s < 15  # half a second on a machine that does nothing else; who waits for the rest waits 20
     assert process.memory_info().rss - before < 40e6  # 20 MiB may be kept for a body that is not announced
 
 

@@ -44,10 +44,11 @@ def test_it_starts_with_a_key_made_before_and_knows_those_made_later(tmp_path: P
         later = keys(state_dir, "create", "bob", "--scopes", "read")
         assert status(server.base_url, later["key"]) == 200
         keys(state_dir, "revoke", str(later["id"]))
-        ended_at = time.monotonic()
+        asked_at = ended_at = time.monotonic()
         while status(server.base_url, later["key"]) != 401:
-            assert time.monotonic() - ended_at < 2
+            assert asked_at - ended_at < 2  # when it was asked, however long a busy machine took to answer
             time.sleep(0.1)
+            asked_at = time.monotonic()
         follower = keys(state_dir, "rotate", str(before["id"]), "--overlap", "1h")
         assert [status(server.base_url, one["key"]) for one in (before, follower)] == [200, 200]
     finally:

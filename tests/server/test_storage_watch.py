@@ -97,9 +97,13 @@ async def test_ready_names_the_settings_of_a_key_that_s3_refuses(
 class Hanging(MemoryStorage):
     """Says nothing before it is let go."""
 
-    go = threading.Event()
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.looks = 0
 
     def check(self) -> None:
+        self.looks += 1
         assert self.go.wait(60)
 
 
@@ -107,10 +111,11 @@ async def test_ready_is_not_held_up_by_a_storage_that_hangs(
     settings: Settings, keys: ApiKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.storage_watch, "PATIENCE_S", 0.05)
-    async with api(settings, keys, Hanging()) as http:
+    storage = Hanging()
+    async with api(settings, keys, storage) as http:
         assert [await ready(http) for _ in range(3)] == [(503, ["The storage of the results does not answer."])] * 3
-        assert threading.active_count() < 60, "one look at a time"
-        Hanging.go.set()
+        assert storage.looks == 1, "one look at a time"
+        storage.go.set()
         deadline = time.monotonic() + 60
         while (await ready(http))[0] != 200:
             assert time.monotonic() < deadline
