@@ -23,6 +23,7 @@ async def test_without_space_a_submit_is_refused_until_there_is_some(
 ) -> None:
     free = [99_999_999]
     monkeypatch.setattr(server.storage_watch, "_SPACE_BELIEVED_S", 0.0)
+    monkeypatch.setattr(server.storage_watch, "_SPACE_PATIENCE_S", 60.0)
     monkeypatch.setattr(LocalStorage, "free_bytes", lambda self: free[0])
     api = make_api(min_free_mb=100.0, dialects=SECTIONS)
     [refused], jobs = await call(api, dialect, content_of(dialect, api.key), headers_of(dialect, api.key))

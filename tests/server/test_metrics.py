@@ -305,6 +305,7 @@ async def test_the_storage_is_shown_as_this_process_finds_it(api: Api, monkeypat
     assert samples["polyreel_storage_up"] == {frozenset(): 1}
     assert samples["polyreel_storage_free_bytes"][frozenset()] > 1e6
     monkeypatch.setattr(storage_watch, "BELIEVED_S", 0.0)
+    monkeypatch.setattr(storage_watch, "PATIENCE_S", 60.0)
 
     def refuse(_: LocalStorage) -> None:
         raise StorageAway("The storage does not answer.")

@@ -45,6 +45,8 @@ def _a_worker(records: Records) -> None:
 @pytest.fixture(autouse=True)
 def _no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.storage_watch, "BELIEVED_S", 0.0)
+    for name in ("PATIENCE_S", "_SPACE_PATIENCE_S"):  # a busy machine's own slowness is no trouble of the storage
+        monkeypatch.setattr(server.storage_watch, name, 60.0)
 
 
 async def ready(http: httpx2.AsyncClient) -> tuple[int, list[str]]:
