@@ -92,14 +92,14 @@ async def test_fetching_a_picture_is_part_of_the_wait(
 ) -> None:
     async def fetch(shared: Services, field: str, text: str) -> Picture:
         assert text == LINK
-        await anyio.sleep(0.6)
+        await anyio.sleep(2)
         return await shared.check_picture(field, png(9, 7))
 
     monkeypatch.setattr(Services, "fetch_picture", fetch)
-    api = make_api(dialects={name: {"wait_s": 0.6} for name in ("huggingface", "universal")})
+    api = make_api(dialects={name: {"wait_s": 2.0} for name in ("huggingface", "universal")})
     began = time.monotonic()
     answer = await ask(api, path=f"{LTX}/pipeline/image-to-video", inputs=inputs)
-    assert time.monotonic() - began < 1.1
+    assert time.monotonic() - began < 3.7  # and not 4
     assert (answer.status_code, len(answer.json()["job_id"])) == (504, 36)
 
 

@@ -118,7 +118,7 @@ def test_escaped_text_is_one_fragment_as_it_was(text):
 @pytest.mark.parametrize("piece", ["(a", "(", " ", ":", "BREAK ", "\\", ": 1", "(1:1", "(:1" + "1" * 98])
 def test_the_longest_prompt_is_read_at_once(piece):
     """10,000 characters, of the pieces that would make a careless parser quadratic."""
-    start = time.perf_counter()
+    start = time.process_time()
     parse(piece * (10_000 // len(piece)))
 
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 5  # a quadratic one takes minutes
