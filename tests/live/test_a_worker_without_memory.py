@@ -19,6 +19,9 @@ from polyreel.job import JobStatus, VideoJob
 from polyreel.queue import Queue
 from tests.core.jobs import REQUEST, queued
 
+#: Each case is processes of its own; `tests/workers` has the same in one.
+pytestmark = pytest.mark.slow
+
 #: Two models, one of which cannot run.
 PROFILE = """
 device: cpu

@@ -309,6 +309,7 @@ def test_a_worker_an_api_and_a_courier_alone_say_that_they_need_redis() -> None:
         assert "REDIS_URL" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_serves_outside_the_checkout(tmp_path: Path) -> None:
     wheels, site, elsewhere = tmp_path / "wheels", tmp_path / "site", tmp_path / "elsewhere"
     (elsewhere / "models").mkdir(parents=True)  # a folder called like one of our packages must not hide it

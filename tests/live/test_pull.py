@@ -25,6 +25,9 @@ from tests.conftest import free_port
 from tests.live.decode import decode
 from tests.live.hub import Hub, Repository, running_hub
 
+#: Each case is processes of its own.
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = "a" * 40, "b" * 40
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 

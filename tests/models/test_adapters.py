@@ -111,6 +111,7 @@ def save(tensors: dict[str, Any], path: Path, **metadata: str) -> Path:
 # The files themselves
 
 
+@pytest.mark.slow
 def test_another_process_builds_the_same_files(tiny_root, tmp_path):
     code = (
         "import sys; from pathlib import Path; from models.tiny import ADAPTERS, build\n"

@@ -521,6 +521,7 @@ def main(root: str, name: str, state: str) -> None:
     sys.stdout.write(json.dumps({"resumed_from": video.resumed_from, "sha256": digest}) + "\n")
 
 
+@pytest.mark.slow
 def test_another_process_goes_on_where_one_ended(pair, tiny_root, tmp_path):
     models, request = pair("wan22-t2v"), job("wan22-t2v", "t2v")
     (tmp_path / "state").write_bytes(interrupted(models.first, request, 4))

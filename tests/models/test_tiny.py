@@ -28,6 +28,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_another_process_builds_the_same_bytes(tiny_root, tmp_path):
     assert builder(tmp_path, *TINY).wait() == 0
 
@@ -35,6 +36,7 @@ def test_another_process_builds_the_same_bytes(tiny_root, tmp_path):
         assert digests(build(name, tmp_path)) == digests(build(name, tiny_root))
 
 
+@pytest.mark.slow
 def test_two_builders_at_once_end_with_one_good_folder(tiny_root, tmp_path):
     processes = [builder(tmp_path, "ltx"), builder(tmp_path, "ltx")]
 

@@ -150,6 +150,7 @@ def test_a_model_that_needs_pictures_has_no_batches() -> None:
         read_requests(_parser().parse_args(["ltx-tiny"]), catalogue)
 
 
+@pytest.mark.slow
 def test_the_command_measures_a_model_and_a_worker_reads_what_it_stored(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("polyreel")), "bench", "batch", "ltx-tiny", "--size=9x64x64"]
     flags = ["--steps=1", "--repeat=1", "--config=tiny", f"--state-dir={tmp_path}"]
