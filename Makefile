@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # another, -B because one is there already.
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo up test test-slow test-gpu screenshot storm lint lock check-deploy image-check docs format bench bench-queue clean
+.PHONY: help install demo up test test-slow test-gpu train-demo-model screenshot storm lint lock check-deploy image-check docs format bench bench-queue clean
 help:
 	@sed -n '/^[a-z-]*:.*## /s/:.*## /\t/p' Makefile | expand -t 12
 
@@ -51,6 +51,9 @@ endif
 
 test-gpu: install ## full-size models with random weights on CUDA, with a report of memory and speed
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+train-demo-model: install ## train models/atelier from nothing, or go on: hours on two cores; ARGS="--device cuda"
+	@$(BIN)/python -m models.atelier train $(ARGS)
 
 screenshot: install ## take the README's picture of the page again, in a real Chromium
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[clients]'

@@ -1,0 +1,249 @@
+"""Training the demonstration model: words that reach attention, the optimizer, going on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.atelier import denoiser as denoisers
+from models.atelier import narrow as narrows
+from models.atelier import vae as vaes
+from models.atelier.captions import caption, vocabulary
+from models.atelier.denoiser import MAX_SEQUENCE_LENGTH, WORDS, encode, new_denoiser
+from models.atelier.optimizers import Optimizers, orthogonal
+from models.atelier.words import make_tokenizer
+from models.atelier.world import random_scene
+
+CAPTIONS = ("a red circle", "a large blue star moving left on a white background")
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    """Untrained, but with a last layer that lets something through."""
+    made = new_denoiser(0)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        torch.nn.init.normal_(made.transformer.proj_out.weight, std=0.1)
+    return made.eval()
+
+
+def tokens(text: str) -> list[str]:
+    tokenizer = make_tokenizer()
+    return tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("a red circle", ["a", "red", "circle", "</s>"]),
+        ("A Red, CIRCLE!", ["a", "red", "circle", "</s>"]),
+        ("  a\nred\tcircle ", ["a", "red", "circle", "</s>"]),
+        ("a crimson circle", ["a", "<unk>", "circle", "</s>"]),
+        ("an astronaut riding a horse", ["an", "<unk>", "<unk>", "a", "<unk>", "</s>"]),
+        ("ein röter Kreis 圆", ["<unk>", "<unk>", "<unk>", "<unk>", "</s>"]),
+        ("", ["</s>"]),
+        ("<pad></s>", ["<pad>", "</s>", "</s>"]),
+    ],
+)
+def test_prompts_are_read_word_by_word_whatever_their_case_and_punctuation(text: str, read: list[str]) -> None:
+    assert tokens(text) == read
+
+
+def test_every_word_of_the_world_is_one_token() -> None:
+    assert [tokens(word) for word in vocabulary()] == [[word, "</s>"] for word in vocabulary()]
+
+
+def test_the_longest_caption_fits() -> None:
+    rng = np.random.default_rng(0)
+    longest = max(len(caption(random_scene(rng, pairs=0.3), rng).split()) for _ in range(5000))
+
+    assert longest + 1 <= WORDS
+
+
+def test_one_filling_that_counts_many_times_is_what_the_pipeline_computes(denoiser) -> None:
+    """diffusers fills every prompt with zeros up to 512 tokens, which attention sees; see `denoiser.encode`."""
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+    latents = torch.randn(2, 14, 5, 12, 12, generator=torch.Generator().manual_seed(2))
+    timestep = torch.tensor([700.0, 20.0])
+    with torch.no_grad():
+        words = encode(denoiser.tokenizer, denoiser.text_encoder, [[said] for said in CAPTIONS], None)
+        ours = denoiser(latents, timestep, words)
+        filled = denoiser.tokenizer(
+            list(CAPTIONS), padding="max_length", max_length=512, return_tensors="pt", return_attention_mask=True
+        )
+        mask = filled.attention_mask
+        embeds = denoiser.text_encoder(filled.input_ids, mask).last_hidden_state * mask[..., None]
+        denoiser.transformer.set_attn_processor(WanAttnProcessor())
+        theirs = denoiser.transformer(latents, timestep, embeds, return_dict=False)[0]
+
+    assert embeds.shape[1] == MAX_SEQUENCE_LENGTH
+    assert words.embeds.shape[1] == WORDS + 1
+    assert theirs.abs().max() > 1
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
+
+
+def test_tokens_of_a_span_attend_to_its_caption_alone(denoiser) -> None:
+    latents = torch.randn(1, 14, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    span_of = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1]])  # the last frame's four
+
+    def flow(*spans: str) -> torch.Tensor:
+        with torch.no_grad():
+            words = encode(denoiser.tokenizer, denoiser.text_encoder, [list(spans)], span_of)
+            return denoiser(latents, torch.tensor([500.0]), words)
+
+    same = flow("a red circle", "a red circle")
+    with torch.no_grad():
+        one = encode(denoiser.tokenizer, denoiser.text_encoder, [["a red circle"]], None)
+        torch.testing.assert_close(same, denoiser(latents, torch.tensor([500.0]), one), atol=1e-5, rtol=1e-5)
+    changed = (flow("a red circle", "a blue star") - same).abs().amax(dim=(0, 1, 3, 4))
+    assert changed[2] > 3 * changed[:2].max()
+
+
+def test_muons_steps_are_orthogonal_and_adams_rest_is_not_touched_by_it() -> None:
+    torch.manual_seed(0)
+    wide, tall = torch.randn(1, 16, 64), torch.randn(1, 64, 16)
+
+    for matrix in (wide, tall):
+        values = torch.linalg.svdvals(orthogonal(matrix)[0])
+        assert 0.5 < values.min() <= values.max() < 1.3
+
+    layer = torch.nn.Linear(8, 8)
+    before = layer.bias.detach().clone()
+    optimizers = Optimizers(layer.named_parameters(), steps=10, muon=0.1, adam=0.0, warm_up=1)
+    layer(torch.randn(4, 8)).pow(2).sum().backward()
+    optimizers.step(0)
+    assert (layer.bias == before).all()
+
+
+def test_rates_rise_stay_and_fall_to_nothing() -> None:
+    layer = torch.nn.Linear(4, 4)
+    optimizers = Optimizers(layer.named_parameters(), steps=100, muon=1.0, adam=1.0, warm_up=10, falling=0.4)
+
+    def rate(step: int) -> float:
+        layer(torch.ones(4)).sum().backward()
+        optimizers.step(step)
+        return optimizers._optimizers[0][0].param_groups[0]["lr"]
+
+    assert [round(rate(step), 3) for step in (0, 4, 9, 50, 60, 80, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.025]
+
+
+class Interrupted(Exception):
+    """Stands for Ctrl-C."""
+
+
+def test_an_interrupted_training_ends_at_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vaes, "_CROPS", ((1.0, 1, 5, 16),))
+    monkeypatch.setattr(vaes, "SAVE_S", 0.0)
+    small = vaes.fresh_clips(0, 1, num_frames=5, height=16, width=16)
+    monkeypatch.setattr(vaes, "fresh_clips", lambda seed, count: small)
+    real, calls = vaes._loss, 0
+
+    def interrupted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Interrupted
+        return real(*arguments)
+
+    whole = vaes.train(tmp_path / "whole", steps=4).state_dict()
+    monkeypatch.setattr(vaes, "_loss", interrupted)
+    with pytest.raises(Interrupted):
+        vaes.train(tmp_path / "parts", steps=4)
+    monkeypatch.setattr(vaes, "_loss", real)
+    resumed = vaes.train(tmp_path / "parts", steps=4).state_dict()
+
+    assert calls == 3
+    assert all((resumed[name] == value).all() for name, value in whole.items())
+
+
+@pytest.fixture(scope="module")
+def wide():
+    torch.manual_seed(0)
+    return vaes.make().eval()
+
+
+def few_clips() -> torch.Tensor:
+    return vaes.to_tensor(vaes.fresh_clips(0, 2, num_frames=5, height=32, width=48))
+
+
+@torch.no_grad()
+def test_a_vae_that_is_turned_and_not_narrowed_codes_as_it_did(wide) -> None:
+    turned = narrows.narrow(wide, channels=24, clips=4)
+    clips = few_clips()
+
+    latents = turned.encode(clips).latent_dist.mode()
+
+    before = wide.encode(clips).latent_dist.mode()
+    assert latents.shape == (2, 24, 2, 4, 6)
+    torch.testing.assert_close(latents.norm(dim=1), before.norm(dim=1), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(turned.decode(latents).sample, wide.decode(before).sample, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_narrowing_keeps_the_channels_of_most_variance_uncorrelated(wide) -> None:
+    made = narrows.narrow(wide, channels=6, clips=4)
+    drawn = vaes.to_tensor(
+        [vaes.fresh_clips(10**6 + n, 1)[0] for n in range(4)]
+    )  # those that the components are found from
+
+    latents = made.encode(drawn).latent_dist.mode()
+
+    variances = torch.cov(latents.transpose(0, 1).flatten(1))
+    assert latents.shape[1] == made.config.z_dim == len(made.config.latents_mean) == 6
+    assert variances.diag().tolist() == sorted(variances.diag().tolist(), reverse=True)
+    off = variances - variances.diag().diag()
+    assert off.abs().max() < 0.05 * variances.diag().max()
+    whole = wide.encode(drawn).latent_dist.mode().transpose(0, 1).flatten(1)
+    assert float(variances.trace()) == pytest.approx(
+        float(torch.linalg.eigvalsh(torch.cov(whole))[-6:].sum()), rel=0.05
+    )
+
+
+def test_a_training_that_goes_on_decodes_what_it_encoded_before(wide, tmp_path: Path) -> None:
+    first = narrows.narrowed(tmp_path, wide, seed=0)
+    again = narrows.narrowed(tmp_path, wide, seed=1)
+
+    assert all((again.state_dict()[name] == value).all() for name, value in first.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_checkpoint_from_nothing_and_goes_on_when_it_is_called_again(tmp_path: Path) -> None:
+    def train(denoiser_steps: int) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "models.atelier",
+            "train",
+            "--work",
+            tmp_path / "work",
+            "--to",
+            tmp_path / "to",
+        ]
+        command += ["--vae-steps", "2", "--lora-steps", "1", "--clips", "60", "--threads", "1"]
+        done = subprocess.run(
+            [*map(str, command), "--denoiser-steps", str(denoiser_steps)], check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    first = train(1)
+    made = json.loads((tmp_path / "to" / "model_index.json").read_text())
+    assert (made["_class_name"], made["expand_timesteps"]) == ("WanPipeline", True)
+    assert {path.name for path in (tmp_path / "to" / "loras").iterdir()} == {"outline.safetensors", "neon.safetensors"}
+    assert "clips 17x96x96: 25" in first
+    assert (tmp_path / "work" / "denoiser-trained.png").read_bytes().startswith(b"\x89PNG")
+    assert "denoiser: going on after step 1" in train(2)
+
+
+def test_the_denoiser_says_what_it_is_made_of() -> None:
+    made = new_denoiser(0)
+    count = sum(parameter.numel() for parameter in made.parameters()) + sum(p.numel() for p in vaes.make().parameters())
+
+    assert count * 2 < 15e6  # bytes in half precision
+    assert denoisers.CONFIG["in_channels"] == narrows.CHANNELS == 14
