@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from polyreel.discovery import discover
-from polyreel.entries import Placement, Task
+from polyreel.entries import Native, Placement, Task
 from polyreel.formats import Audio
 from polyreel.request import VideoRequest
 
@@ -99,6 +99,7 @@ class Checkpoint:
         attention: diffusers' attention backend, None for its default.
         step_cache: threshold of the first-block cache, 0 for none.
         audio: keep the sound of a model that makes one.
+        native: the sizes and lengths that it makes; None for any that the family can.
     """
 
     path: Path
@@ -110,6 +111,7 @@ class Checkpoint:
     attention: str | None = None
     step_cache: float = 0.0
     audio: bool = True
+    native: Native | None = None
 
 
 @dataclass(frozen=True)

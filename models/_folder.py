@@ -27,8 +27,12 @@ WEIGHTS = (
     "model.safetensors.index.json",
 )
 
-#: Ends of class names of components without weights.
-_WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ProcessorFast", "ProcessorPil", "Extractor")
+#: Ends of class names of components without weights. TokenizersBackend is what transformers 5 calls a tokenizer that
+#: belongs to no model.
+_WEIGHTLESS = (
+    *("Tokenizer", "TokenizerFast", "TokenizersBackend"),
+    *("Scheduler", "Processor", "ProcessorFast", "ProcessorPil", "Extractor"),
+)
 
 
 def check_folder(checkpoint: Path, class_names: Collection[str], unused: Collection[str] = ()) -> str:

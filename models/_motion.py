@@ -21,6 +21,7 @@ from models import AdapterFile, Checkpoint, Pipeline
 from models._adapters import Adapters
 from models._folder import check_folder, check_safetensors, weight_files
 from models._load import check_dtype, load_model, place, quiet_libraries
+from models._native import refuse_native
 from models._single_file import BUNDLED_CONFIG, check_single_file, load_single_file, read_config
 from models.loaded import LoadedModel
 from polyreel.entries import Placement
@@ -55,6 +56,7 @@ def check(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointUnavailable: `load` would not take it; names the part, the file and what to do.
     """
+    refuse_native(checkpoint, "AnimateDiff")
     parts = checkpoint.parts
     for role in parts:
         if role not in PARTS:

@@ -45,7 +45,8 @@ def checkpoint_origin(path: Path, name: str) -> dict[str, str]:
         return {"checkpoint": hub[0], "revision": hub[1]}
     if name.startswith("tiny:"):
         return {"checkpoint": name, "revision": ""}
-    return {"checkpoint": path.absolute().name, "revision": "", "fingerprint": fingerprint(path)}
+    shown = name if name.startswith("shipped:") else path.absolute().name
+    return {"checkpoint": shown, "revision": "", "fingerprint": fingerprint(path)}
 
 
 def adapter_origin(path: Path) -> dict[str, str]:

@@ -225,11 +225,19 @@ def finish(frames: np.ndarray, request: VideoRequest) -> np.ndarray:
     Raises:
         GenerationFailed: NaN or infinite values.
     """
-    frames = fit(frames, request.num_frames, request.delivered_height, request.delivered_width)
+    return to_pixels(fit(frames, request.num_frames, request.delivered_height, request.delivered_width))
+
+
+def to_pixels(frames: np.ndarray) -> np.ndarray:
+    """Turn floats 0..1 into uint8 of the same shape.
+
+    Raises:
+        GenerationFailed: NaN or infinite values.
+    """
     if not np.isfinite(frames).all():
         raise GenerationFailed("The model returned NaN; try another dtype or seed.")
     pixels: np.ndarray = np.rint(frames * 255)
-    return pixels.astype(np.uint8)  # (num_frames, delivered_height, delivered_width, 3)
+    return pixels.astype(np.uint8)
 
 
 @contextmanager
@@ -291,7 +299,7 @@ def only_prompt(request: VideoRequest, family: str) -> str:
     if len(request.prompts) > 1:
         raise NotServedYet(
             f"prompts has {len(request.prompts)} entries, and {family} models take one; "
-            "only AnimateDiff models take several prompts.",
+            "only Wan and AnimateDiff models take several prompts.",
             field="prompts",
         )
     return request.prompts[0].prompt

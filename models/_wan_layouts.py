@@ -16,13 +16,15 @@ Source: https://huggingface.co/docs/diffusers/api/pipelines/wan
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import wraps
 from math import lcm
 from pathlib import Path
 from typing import Any
 
 from models import Pipeline
-from polyreel.entries import Task
+from models._geometry import legal_frames, round_up
+from polyreel.entries import Native, Task
 from polyreel.errors import CheckpointUnavailable
 
 TEXT_CLASS, IMAGE_CLASS = "WanPipeline", "WanImageToVideoPipeline"
@@ -51,13 +53,14 @@ def check_layout(folder: Path, class_name: str) -> frozenset[Task]:
 
 def _tasks(class_name: str, expand_timesteps: bool, transformer: dict[str, Any]) -> frozenset[Task]:
     """Return what a layout can do; `transformer` is its configuration."""
+    every: frozenset[Task] = frozenset({"upscale", "prompt_travel"})
     if class_name == TEXT_CLASS:
         # TI2V writes the picture over the first latent frame and has no place for a last one.
-        return frozenset({"t2v", "i2v", "upscale"}) if expand_timesteps else frozenset({"t2v", "upscale"})
+        return every | {"t2v", "i2v"} if expand_timesteps else every | {"t2v"}
     if transformer.get("pos_embed_seq_len"):
         # FLF2V: its position embedding is for the tokens of two pictures, no fewer.
-        return frozenset({"first_last", "upscale"})
-    return frozenset({"i2v", "upscale"}) if expand_timesteps else frozenset({"i2v", "first_last", "upscale"})
+        return every | {"first_last"}
+    return every | {"i2v"} if expand_timesteps else every | {"i2v", "first_last"}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -93,6 +96,34 @@ def multiples(pipeline: Pipeline) -> tuple[int, int]:
 
     The pipeline itself checks for 16 only and floors to the patch in silence: 80 would become 64 for TI2V.
     """
-    _, patch_height, patch_width = pipeline.transformer.config.patch_size
-    scale = pipeline.vae_scale_factor_spatial
+    return _multiples(pipeline.transformer.config.patch_size, pipeline.vae_scale_factor_spatial)
+
+
+def _multiples(patch_size: Sequence[int], scale: int) -> tuple[int, int]:
+    _, patch_height, patch_width = patch_size
     return lcm(16, scale * patch_height), lcm(16, scale * patch_width)
+
+
+def check_native(folder: Path, native: Native) -> None:
+    """Judge native sizes and lengths by a checkpoint's json files; what they do not say is diffusers' default.
+
+    Raises:
+        CheckpointUnavailable: the checkpoint makes no such size or number of frames, or a file is missing or damaged.
+    """
+    transformer, vae = (_read(folder / part / "config.json") for part in ("transformer", "vae"))
+    vertical, horizontal = _multiples(transformer.get("patch_size", (1, 2, 2)), vae.get("scale_factor_spatial", 8))
+    for height, width in native.sizes:
+        if height % vertical or width % horizontal:
+            raise CheckpointUnavailable(
+                f"native.sizes: this checkpoint makes heights in multiples of {vertical} and widths in multiples of "
+                f"{horizontal}, got {[height, width]}; nearest larger: "
+                f"{[round_up(height, vertical), round_up(width, horizontal)]}."
+            )
+    temporal = vae.get("scale_factor_temporal", 4)
+    for num_frames in native.num_frames:
+        legal = legal_frames(num_frames, temporal)
+        if num_frames != legal:
+            raise CheckpointUnavailable(
+                f"native.num_frames: this checkpoint makes {temporal}k + 1 frames, got {num_frames}; "
+                f"next larger: {legal}."
+            )

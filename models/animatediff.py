@@ -1,4 +1,4 @@
-"""AnimateDiff: Stable Diffusion 1.5 with a motion adapter; the family that takes several prompts in one video.
+"""AnimateDiff: Stable Diffusion 1.5 with a motion adapter; the family that knows every task.
 
 Any number of frames, sizes in multiples of 8. One prompt and no more frames than the motion adapter knows run plainly;
 everything else runs under FreeNoise. What checkpoints look like says `models._motion`.

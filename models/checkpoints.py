@@ -1,5 +1,6 @@
 """From the checkpoint of a catalogue entry to a folder or file on this machine. Never downloads.
 
+    shipped:atelier                      comes with Polyreel, trained; see `models.atelier`
     tiny:ltx                             built on the spot, random weights
     /data/wan  ./wan  ~/wan              a folder, used as it is
     /data/sushi.safetensors              a single file, likewise
@@ -19,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models import Checkpoint
+from models.atelier import SHIPPED
 from models.tiny import TINY, build, layout_version
 from models.tiny.adapters import ADAPTERS
 from polyreel.entries import Part, ServedModel
-from polyreel.errors import CheckpointUnavailable
+from polyreel.errors import CheckpointUnavailable, did_you_mean
 from polyreel.pins import Pins
 
 _NAME = re.compile(r"\w[\w.-]*")  # of an owner or a repository
@@ -55,7 +57,7 @@ class HubPath:
 def hub_path(checkpoint: str) -> HubPath | None:
     """Return what a checkpoint means on the hub, None when it is tiny, on this machine, or no name at all."""
     explicit = checkpoint.startswith("hub:")
-    if not explicit and (checkpoint.startswith("tiny:") or Path(checkpoint).expanduser().exists()):
+    if not explicit and (checkpoint.startswith(("shipped:", "tiny:")) or Path(checkpoint).expanduser().exists()):
         return None
     owner, _, rest = checkpoint.removeprefix("hub:").partition("/")
     name, _, inside = rest.partition("/")
@@ -76,6 +78,8 @@ def locate(checkpoint: str, revision: str | None, folder: Path) -> Path:
     Raises:
         CheckpointUnavailable: it is not on this machine; the message names the command that fetches it.
     """
+    if checkpoint.startswith("shipped:"):
+        return _shipped(checkpoint.removeprefix("shipped:"))
     if checkpoint.startswith("tiny:"):
         name, _, inside = checkpoint.removeprefix("tiny:").partition("/")
         return build(name, folder) / inside
@@ -85,14 +89,24 @@ def locate(checkpoint: str, revision: str | None, folder: Path) -> Path:
     local = Path(checkpoint).expanduser()
     if not local.exists():
         raise CheckpointUnavailable(
-            f"There is no folder or file {checkpoint}; a checkpoint is a folder, a .safetensors file, tiny:NAME, "
-            "or OWNER/NAME or OWNER/NAME/FILE.safetensors on the hub."
+            f"There is no folder or file {checkpoint}; a checkpoint is a folder, a .safetensors file, shipped:NAME, "
+            "tiny:NAME, or OWNER/NAME or OWNER/NAME/FILE.safetensors on the hub."
         )
     return _only_safetensors(local)
 
 
+def _shipped(name: str) -> Path:
+    if name not in SHIPPED:
+        raise CheckpointUnavailable(
+            f"Polyreel ships no checkpoint {name!r}.{did_you_mean(name, SHIPPED)} It ships: {', '.join(SHIPPED)}."
+        )
+    if not SHIPPED[name].exists():
+        raise CheckpointUnavailable(f"{SHIPPED[name]} is missing, which ships with Polyreel; install it again.")
+    return SHIPPED[name]
+
+
 def locate_file(checkpoint: str, revision: str | None, folder: Path) -> Path:
-    """Return one safetensors file: "tiny:NAME", a local path, or "OWNER/NAME/FILE.safetensors" of the hub.
+    """Return one safetensors file: "shipped:NAME", "tiny:NAME", a path, or "OWNER/NAME/FILE.safetensors" of the hub.
 
     Raises:
         CheckpointUnavailable: it is not on this machine, with the command that fetches it; or it is a folder.
@@ -147,6 +161,7 @@ def checkpoint_of(entry: ServedModel, folder: Path) -> Checkpoint:
         attention=entry.attention,
         step_cache=entry.step_cache,
         audio=entry.audio,
+        native=entry.native,
     )
 
 

@@ -77,6 +77,7 @@ class LoadedModel:
 
     def facts(self) -> dict[str, Any]:
         """Return what the receipt of every video says of the model. Plain JSON, no path of this machine."""
+        native = self.checkpoint.native
         return {
             **self._origin,
             "parts": self._parts,
@@ -89,4 +90,6 @@ class LoadedModel:
             "attention": self.checkpoint.attention or "native",
             "step_cache": self.checkpoint.step_cache,
             "scheduler_settings": self.checkpoint.scheduler,
+            # It decides what is denoised, so a snapshot is of these sizes alone; said where it is set.
+            **({"native": native.model_dump(mode="json")} if native else {}),
         }

@@ -37,6 +37,7 @@ from models._ltx2 import LTX2, cut
 from models._ltx_pass import Kind, Pass, Passed, Picture
 from models._ltx_upsampler import check_upsampler, has_upsampler, load_upsampler, upsample
 from models._ltx_video import LTXVideo, knows_keyframes
+from models._native import refuse_native
 from models._pictures import enlarge, frames_of
 from models._progress import Meter
 from models._run import finish, generators, run_batches
@@ -57,6 +58,7 @@ class LTX:
     name = "ltx"
 
     def check(self, checkpoint: Checkpoint) -> frozenset[Task]:
+        refuse_native(checkpoint, "LTX")
         class_name = check_folder(checkpoint.path, _CLASSES)
         vae = _read(checkpoint, "vae/config.json")
         is_ltx2 = class_name in _LTX2_CLASSES

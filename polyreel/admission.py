@@ -88,11 +88,20 @@ class Work:
         return Rates(denoising_s / self.denoising, rest_s / self.megapixels)
 
 
+def made_as(entry: ServedModel, asked: Size) -> Size:
+    """Return what a pass that is asked for is made as: of the entry's native size and length, where it has any."""
+    native = entry.native
+    if native is None:
+        return asked
+    return Size(native.num_frames_for(asked.num_frames), *native.size_for(asked.height, asked.width))
+
+
 def tokens(entry: ServedModel, num_frames: int, height: int, width: int) -> int:
     """Return the latent tokens of a video, 0 when the entry's geometry is not known.
 
     Args:
-        num_frames, height, width: as asked; the family generates at the next size that its latents can have.
+        num_frames, height, width: of a pass, see `made_as`; the family generates at the next size that its latents
+            can have.
 
     Example: Wan 2.1 at 81 frames of 832x480 has 21 x 30 x 52 = 32,760.
     """
@@ -131,8 +140,10 @@ def memory_bytes(entry: ServedModel, size: Size, placement: Placement) -> int:
     times its 1.3B transformer), so the two are not added: the estimate is then a lower bound.
 
     Args:
+        size: as asked.
         placement: where the weights are; "auto" counts as "resident".
     """
+    size = made_as(entry, size)
     beside = max(_denoising_bytes(entry, size), _decoding_bytes(entry, size, placement))
     weights = weights_bytes(entry, placement)
     return round(max(weights, beside) if placement.mode.endswith("offload") else weights + beside)
@@ -270,6 +281,7 @@ def _evaluations(steps: int, guidance_scale: float) -> int:
 
 
 def _per_evaluation(entry: ServedModel, size: Size) -> float:
+    size = made_as(entry, size)
     count: float = tokens(entry, size.num_frames, size.height, size.width)
     if not count:
         count = size.num_frames * size.height * size.width / _PIXELS_PER_UNKNOWN_TOKEN

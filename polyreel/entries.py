@@ -5,9 +5,10 @@ Plain validated data. What a name means, and whether a request can run, is `poly
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from polyreel.errors import InvalidRequest
 
@@ -172,13 +173,74 @@ class Geometry(BaseModel):
     attention_tokens: Annotated[int, Field(ge=0)] = 0
 
 
+#: A side that every VAE and patch of Wan's published layouts can have; what a checkpoint needs beyond, it says itself.
+_NativeSide = Annotated[int, Field(ge=16, multiple_of=16)]
+
+
+class Native(BaseModel):
+    """The sizes and lengths that a model was trained for, and therefore makes, whatever it is asked for.
+
+    Args:
+        sizes: pairs of height and width, pixels, each 16 or more and a multiple of 16. A video is made at the one whose
+            shape is nearest and scaled from there.
+        num_frames: of a video, in rising order. As many are made as asked or the next more, else the most, and spread
+            over the time that was asked for.
+    """
+
+    model_config = _Strict
+    sizes: tuple[tuple[_NativeSide, _NativeSide], ...]
+    num_frames: tuple[Annotated[int, Field(ge=1)], ...]
+
+    @field_validator("sizes", "num_frames")
+    @classmethod
+    def _is_not_empty(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        # Not `min_length`: pydantic counts items that are wrong as missing, and would say so beside what is wrong.
+        if not values:
+            raise ValueError("must have one at least, got none; leave out `native` to make any size and length")
+        return values
+
+    @field_validator("num_frames")
+    @classmethod
+    def _rises(cls, counts: tuple[int, ...]) -> tuple[int, ...]:
+        rising = sorted(set(counts))
+        if list(counts) != rising:
+            raise ValueError(f"must rise from one count to the next, got {list(counts)}; write {rising}")
+        return counts
+
+    def size_for(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width at which a video of this size is made, pixels.
+
+        It is the one whose aspect ratio is nearest; among equal ones the nearest in area, then the first. Both count by
+        their quotients, so that half is as far as double.
+        """
+
+        def distance(size: tuple[int, int]) -> tuple[Fraction, Fraction]:
+            own_height, own_width = size
+            return (
+                _quotient(own_height * width, own_width * height),
+                _quotient(own_height * own_width, height * width),
+            )
+
+        return min(self.sizes, key=distance)
+
+    def num_frames_for(self, num_frames: int) -> int:
+        """Return how many frames are made for a video of `num_frames`: as many, or the next more, or the most."""
+        return next((count for count in self.num_frames if count >= num_frames), self.num_frames[-1])
+
+
+def _quotient(one: int, other: int) -> Fraction:
+    """Return the larger over the smaller: 1 for equal ones. Exact, so that equal distances are equal."""
+    return max(Fraction(one, other), Fraction(other, one))
+
+
 class ServedModel(BaseModel):
     """One catalogue entry.
 
     Args:
         family: name of a model family in `models/`: "wan", "ltx" or "animatediff".
-        checkpoint: "tiny:NAME" (built on the machine), a local folder or single .safetensors file, or a hub id
-            "OWNER/NAME" ("OWNER/NAME/FILE.safetensors" for a single file of it).
+        checkpoint: "shipped:NAME" (comes with Polyreel), "tiny:NAME" (random weights, built on the machine), a local
+            folder or single .safetensors file, or a hub id "OWNER/NAME" ("OWNER/NAME/FILE.safetensors" for a single
+            file of it).
         revision: pinned commit of a hub id; None takes what `polyreel pull` pinned, else the local hub cache's main.
         parts: further files by role: "motion_adapter" (AnimateDiff), "upsampler" (LTX), "lcm_lora" (AnimateLCM), …
         tasks: what the entry is offered for; a worker refuses to serve an entry whose checkpoint cannot do one.
@@ -192,6 +254,8 @@ class ServedModel(BaseModel):
             0 is off and exact.
         pinned: stays loaded when others must go.
         audio: keep the sound of a model that makes one.
+        native: what the checkpoint was trained for, where it makes nothing else well (Wan alone); None makes the asked
+            size, or the next larger one that the family can.
         licence: SPDX id or name, for `polyreel models`.
         licence_url: page where the licence of gated weights is accepted.
         download_gb: size of the download, 1e9 bytes; 0 is not known.
@@ -215,6 +279,7 @@ class ServedModel(BaseModel):
     step_cache: Annotated[float, Field(ge=0, lt=1)] = 0
     pinned: bool = False
     audio: bool = True
+    native: Native | None = None
     licence: str = ""
     licence_url: str = ""
     download_gb: Annotated[float, Field(ge=0)] = 0
@@ -251,7 +316,7 @@ class Adapter(BaseModel):
     """A LoRA or a textual inversion: a small file that changes a loaded model for one job.
 
     Args:
-        checkpoint: "tiny:NAME", a local safetensors file, or "OWNER/NAME/FILE.safetensors" on the hub.
+        checkpoint: "shipped:NAME", "tiny:NAME", a local safetensors file, or "OWNER/NAME/FILE.safetensors" on the hub.
         revision: pinned commit of a hub file.
         second: the file for the second transformer of a Wan 2.2 A14B model; None uses `checkpoint` for both.
         models: catalogue names of the entries that it was made for, at least one.

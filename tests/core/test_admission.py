@@ -23,7 +23,7 @@ from polyreel.admission import (
     what_fits,
     work,
 )
-from polyreel.entries import Cost, Geometry, Placement, ServedModel
+from polyreel.entries import Cost, Geometry, Native, Placement, ServedModel
 from polyreel.errors import InvalidRequest
 from polyreel.request import PromptSpan, Upscale, VideoRequest
 from tests.core.jobs import REQUEST
@@ -70,6 +70,19 @@ def test_a_video_has_the_tokens_that_its_vae_and_patches_make(
     geometry: Geometry, num_frames: int, height: int, width: int, count: int
 ) -> None:
     assert tokens(entry(geometry), num_frames, height, width) == count
+
+
+def test_a_model_with_native_sizes_costs_what_it_makes_and_not_what_it_is_asked_for() -> None:
+    native = Native(sizes=((192, 320), (256, 256)), num_frames=(25, 49))
+    model = entry(WAN, mb_per_1k_tokens=100, mb_per_frame_megapixel=1000).model_copy(update={"native": native})
+    plain = model.model_copy(update={"native": None})
+    asked, made = ask(129, 720, 1280), ask(49, 192, 320)
+
+    assert work(model, asked).denoising == work(model, made).denoising == work(plain, made).denoising
+    assert work(model, asked).megapixels == pytest.approx(118.9, rel=1e-3)  # encoding has what is delivered
+    # 13 x 12 x 20 tokens of 100,000 bytes; a frame of 192 x 320 takes less.
+    assert needed_bytes(model, asked) == needed_bytes(plain, made) == 312_000_000
+    assert needed_bytes(plain, asked) > 10e9
 
 
 def test_the_work_grows_as_the_published_flops_do() -> None:

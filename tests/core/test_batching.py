@@ -16,7 +16,7 @@ from tests.core.jobs import REQUEST
 
 #: For every field of a request another value, and whether a request that has it may share a call with `REQUEST`.
 OTHER_VALUES: dict[str, tuple[Any, bool]] = {
-    "model": ("wan-tiny", False),
+    "model": ("atelier", False),
     "prompts": ((PromptSpan("a red fox", 9),), True),
     "height": (96, False),
     "width": (64, False),

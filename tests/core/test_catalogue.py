@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from polyreel.catalogue import Catalogue
-from polyreel.entries import Adapter, Limits, ServedModel, Task
+from polyreel.entries import Adapter, Limits, Native, ServedModel, Task
 from polyreel.errors import ConfigurationError, InvalidRequest, NotServedYet, UnknownModel
 from polyreel.request import AdapterUse, ImageCondition, PromptSpan, VideoRequest
 
@@ -130,6 +130,36 @@ def test_a_default_over_its_own_limit_is_refused(values: dict[str, object], mess
 def test_a_value_that_no_pipeline_could_run_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         served("ltx", **values)
+
+
+def test_native_sizes_are_pairs_of_height_and_width_and_lengths_rise() -> None:
+    entry = served("wan", native={"sizes": [[192, 320], [256, 256]], "num_frames": [25, 49]})
+    assert entry.native == Native(sizes=((192, 320), (256, 256)), num_frames=(25, 49))
+    assert served("wan").native is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sizes": [], "num_frames": [25]}, r"native\.sizes\n.* must have one at least, got none; leave out"),
+        (
+            {"sizes": [[64, 64]], "num_frames": []},
+            r"native\.num_frames\n.* must have one at least, got none; leave out",
+        ),
+        ({"sizes": [[64, 72]], "num_frames": [25]}, r"native\.sizes\.0\.1\n.* multiple of 16"),
+        ({"sizes": [[0, 64]], "num_frames": [25]}, r"native\.sizes\.0\.0\n.* greater than or equal to 16"),
+        ({"sizes": [[64]], "num_frames": [25]}, r"native\.sizes\.0\.1\n.* required"),
+        ({"sizes": [[64, 64, 3]], "num_frames": [25]}, r"native\.sizes\.0\n.* at most 2 items"),
+        ({"sizes": [[64, 64]], "num_frames": [0]}, r"native\.num_frames\.0\n.* greater than or equal to 1"),
+        ({"sizes": [[64, 64]], "num_frames": [49, 25, 25]}, r"got \[49, 25, 25\]; write \[25, 49\]"),
+        ({"sizes": [[64, 64]], "num_frames": [25], "fps": 8}, r"native\.fps\n"),
+        ({"num_frames": [25]}, r"native\.sizes\n.* required"),
+    ],
+    ids=str,
+)
+def test_native_sizes_that_nobody_could_make_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        served("wan", native=values)
 
 
 def test_a_video_may_have_as_many_pixels_as_its_entry_allows_and_no_more() -> None:

@@ -100,7 +100,7 @@ def complete(words: str) -> list[str]:
         ("polyreel up --config t", ["team", "tiny"]),
         ("polyreel config check g", ["gpu"]),
         ("polyreel pull ltx", ["ltx-tiny"]),
-        ("polyreel generate --model wan", ["wan-tiny"]),
+        ("polyreel generate --model at", ["atelier"]),
         ("polyreel bench batch --config gpu wan2.2", ["wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-5b"]),
     ],
 )

@@ -55,7 +55,7 @@ def test_every_flag_is_kept(run: Run) -> None:
         "--max-queued=20",
         "--max-running=2",
         "--gpu-seconds-per-day=3600",
-        "--models=ltx-tiny,wan-tiny",
+        "--models=ltx-tiny,atelier",
         "--expires=30d",
         "--retention=1d",
         "--json",
@@ -64,7 +64,7 @@ def test_every_flag_is_kept(run: Run) -> None:
     text = made.pop("key")
     assert key_id(text) == made["id"]
     assert (made["owner"], made["scopes"]) == ("team.video", ["admin", "read"])
-    assert KeyLimits.from_dict(made["limits"]) == KeyLimits(60, 20, 2, 3600.0, ("ltx-tiny", "wan-tiny"), 86400.0)
+    assert KeyLimits.from_dict(made["limits"]) == KeyLimits(60, 20, 2, 3600.0, ("ltx-tiny", "atelier"), 86400.0)
     assert made["expires_at"] - made["created_at"] == pytest.approx(30 * 86400, abs=1)
     assert keys(run) == [made | {"state": "active"}]
     assert text not in run("list", "--json").stdout
@@ -108,7 +108,7 @@ WRONG = [
     (["create", "a", "--scopes=,"], "--scopes: name one or more of submit, read, admin."),
     (
         ["create", "a", "--models=ltx-tny"],
-        "--models: 'ltx-tny' is no name of the catalogue. Did you mean ltx-tiny? It has wan-tiny, ltx-tiny, "
+        "--models: 'ltx-tny' is no name of the catalogue. Did you mean ltx-tiny? It has atelier, ltx-tiny, "
         "animatediff-tiny. If the server runs with another profile, name it: --config.",
     ),
     (["create", "a", "--models="], "--models: name one or more models of the catalogue, or leave it out for all."),

@@ -447,7 +447,7 @@ def test_the_workers_process_sees_its_libraries_weights_and_ffmpeg(tmp_path: Pat
     found = json.loads(looked.stdout)
     assert found["libraries"]["torch"] == found["torch"]["version"]
     assert set(found["ffmpeg"]["encoders"]) >= {"libx264", "aac", "libvpx-vp9", "libopus", "gif"}
-    assert {row["name"]: row["state"] for row in found["weights"]}["wan-tiny"] == "ready"
+    assert {row["name"]: row["state"] for row in found["weights"]}["atelier"] == "ready"
     environment = os.environ | {"IMAGEIO_FFMPEG_EXE": "/nowhere/ffmpeg"}
     asked = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     assert "/nowhere/ffmpeg" in json.loads(asked.stdout)["ffmpeg"]["error"]

@@ -67,6 +67,7 @@ def test_the_team_serves_what_one_serves_alone() -> None:
         ("modelslab", "ltx", "ltx"),
         ("modelslab", "ltx-2.3", "ltx2.3"),
         ("novita", "darkSushiMixMix_225D_64380.safetensors", "darksushi"),
+        ("novita", "wan2.2", "wan2.2-5b"),
         ("universal", "wan2.2", "wan2.2-5b"),
         ("universal", "ltx", "ltx"),
         ("universal", "animatediff", "sd15-animatediff"),

@@ -453,12 +453,12 @@ def test_a_worker_beats_while_the_memory_of_redis_is_full(queue: Queue) -> None:
     client = queue.records.client
     client.config_set("maxmemory", "1")
     try:
-        queue.leases.beat("one", {"models": [MODEL], "loaded": [MODEL], "loading": "wan-tiny"})
+        queue.leases.beat("one", {"models": [MODEL], "loaded": [MODEL], "loading": "atelier"})
         assert queue.leases.repair(every_s=10) == {}
     finally:
         client.config_set("maxmemory", "0")
     assert json.loads(client.get("polyreel:worker:one"))["models"] == [MODEL]
-    assert json.loads(client.hget("polyreel:residents", "one"))["models"] == [MODEL, "wan-tiny"]
+    assert json.loads(client.hget("polyreel:residents", "one"))["models"] == [MODEL, "atelier"]
 
 
 def test_of_several_repairs_in_a_row_one_is_done(queue: Queue) -> None:

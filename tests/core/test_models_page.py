@@ -10,5 +10,5 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 def test_every_field_of_an_entry_that_is_more_than_a_name_is_explained():
     text = PAGE.read_text("utf-8")
 
-    for field in ("parts", "tasks", "i2v", "scheduler", "placement", "attention", "step_cache", "pinned"):
+    for field in ("parts", "tasks", "i2v", "scheduler", "placement", "attention", "step_cache", "pinned", "native"):
         assert f"| `{field}` |" in text

@@ -381,7 +381,7 @@ GPU_MODELS = [
 @pytest.mark.parametrize(
     ("profile_name", "models"),
     [
-        ("tiny", ["wan-tiny", "ltx-tiny", "animatediff-tiny"]),
+        ("tiny", ["atelier", "ltx-tiny", "animatediff-tiny"]),
         ("gpu", GPU_MODELS),
         ("team", GPU_MODELS),
     ],

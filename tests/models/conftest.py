@@ -34,11 +34,11 @@ def on_all(cases: Iterable[Any], name_of: Callable[[Any], str] = str) -> list[An
 
 #: What each tiny checkpoint can do; `check` must say the same.
 TASKS_OF: dict[str, set[str]] = {
-    "wan-ti2v": {"t2v", "i2v", "upscale"},
-    "wan21": {"t2v", "upscale"},
-    "wan22-t2v": {"t2v", "upscale"},
-    "wan21-i2v": {"i2v", "first_last", "upscale"},
-    "wan22-i2v": {"i2v", "first_last", "upscale"},
+    "wan-ti2v": {"t2v", "i2v", "upscale", "prompt_travel"},
+    "wan21": {"t2v", "upscale", "prompt_travel"},
+    "wan22-t2v": {"t2v", "upscale", "prompt_travel"},
+    "wan21-i2v": {"i2v", "first_last", "upscale", "prompt_travel"},
+    "wan22-i2v": {"i2v", "first_last", "upscale", "prompt_travel"},
     "ltx": {"t2v", "i2v", "first_last", "keyframes", "upscale"},
     "ltx-091": {"t2v", "i2v", "upscale"},
     "ltx-condition": {"t2v", "i2v", "first_last", "keyframes", "upscale"},

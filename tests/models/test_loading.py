@@ -58,6 +58,14 @@ def test_a_checkpoint_of_another_class_is_refused(copy):
         load(copy)
 
 
+def test_a_tokenizer_that_belongs_to_no_model_needs_no_weights(copy):
+    index = copy / "model_index.json"
+    tokenizer = {"tokenizer": ["transformers", "TokenizersBackend"]}
+    index.write_text(json.dumps({**json.loads(index.read_text()), **tokenizer}))
+
+    assert type(load(copy).pipeline.tokenizer).__name__ == "TokenizersBackend"
+
+
 class Bomb:
     """Leaves a file behind when it is unpickled."""
 

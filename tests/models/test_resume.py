@@ -233,6 +233,25 @@ def test_free_noise_is_resumed(pair, fields):
     assert resumed.resumed_from == step
 
 
+@pytest.mark.parametrize(
+    ("name", "step"), [("wan-ti2v", 3), ("wan22-t2v", 1), ("wan22-t2v", STEPS + 2), ("wan22-i2v", STEPS)]
+)
+def test_several_prompts_of_wan_are_resumed_and_never_with_others(pair, name, step):
+    models, prompts = pair(name), (PromptSpan("a cat", 4), PromptSpan("a red dragon over paris", 5))
+    request = job(name, "t2v")
+    request = replace(request, request=replace(request.request, prompts=prompts))
+    if step > STEPS:
+        request = upscaled(request)
+    state = interrupted(models.first, request, step)
+    resumed = generate(models.fresh, request, Kept(state=state))
+
+    assert_same(resumed, models.whole(request))
+    assert resumed.resumed_from == step
+    for others in ((prompts[0], PromptSpan("a dog", 5)), (PromptSpan("a cat", 5), replace(prompts[1], num_frames=4))):
+        changed = replace(request, request=replace(request.request, prompts=others))
+        assert generate(models.fresh, changed, Kept(state=state)).resumed_from == 0
+
+
 @pytest.mark.parametrize("name", ["wan21", "ltx2", "animatediff"])
 def test_a_job_that_is_interrupted_again_and_again_gives_the_same_bytes(pair, name):
     models, request = pair(name), upscaled(job(name, "t2v"))

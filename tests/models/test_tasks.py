@@ -133,7 +133,7 @@ def case(request: pytest.FixtureRequest, load: Callable[[str], Loaded], tiny_roo
     def make() -> PreparedRequest:
         prepared = REQUESTS[task](small_request, tiny_root)
         # A checkpoint that starts from a picture does every task with one.
-        return loaded.prepared(prepared.request) if task == "upscale" else prepared
+        return loaded.prepared(prepared.request) if task in ("upscale", "prompt_travel") else prepared
 
     made = Case(task, loaded, make, small_request())
     assert made.plain is not None  # before anything else has run on this checkpoint

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from models import Checkpoint, PreparedRequest, families
+from models._native import moments
 from models._pictures import cover, enlarge
 from models._second_pass import latents_of
 from models.tiny import build
-from models.wan import spread
 from polyreel.errors import Cancelled, CheckpointUnavailable, NotServedYet
 from polyreel.request import Upscale
 from tests.models.conftest import load_tiny, picture, with_pictures
@@ -88,10 +88,10 @@ def test_a_checkpoint_for_two_pictures_takes_two_and_no_fewer(wan, tmp_path, ask
     pipeline.transformer = WanTransformer3DModel.from_config(config).eval()
     pipeline.save_pretrained(tmp_path)
 
-    assert families()["wan"].check(Checkpoint(tmp_path)) == {"first_last", "upscale"}
+    assert families()["wan"].check(Checkpoint(tmp_path)) == {"first_last", "upscale", "prompt_travel"}
     loaded = load_tiny(I2V21, tmp_path)
     assert loaded.generate(with_pictures(ask(), 0, -1)).shape == (5, 64, 64, 3)
-    with pytest.raises(NotServedYet, match="are the task i2v, and this checkpoint does first_last, upscale"):
+    with pytest.raises(NotServedYet, match="are the task i2v, and this checkpoint does first_last, prompt_travel,"):
         loaded.generate(with_pictures(ask(), 0))
 
 
@@ -187,18 +187,20 @@ def test_without_a_last_picture_the_end_is_cut_off(wan, ask):
     [(25, 25, []), (25, 24, [12]), (25, 23, [6, 18]), (25, 22, [4, 12, 20]), (5, 3, [1, 3]), (5, 2, [1, 2, 3])],
 )
 def test_frames_are_left_out_evenly_and_never_the_first_or_last(made, wanted, left_out):
-    assert sorted(set(range(made)) - set(spread(made, wanted))) == left_out
-    assert len(spread(made, wanted)) == wanted
+    kept = moments(made, wanted, keeps_last=True)
+
+    assert sorted(set(range(made)) - set(kept)) == left_out
+    assert len(kept) == wanted
 
 
 @pytest.mark.parametrize(
     ("name", "frames", "message"),
     [
-        (T2V21, (0,), r"the task i2v, and this checkpoint does t2v, upscale"),
-        (T2V22, (0,), r"the task i2v, and this checkpoint does t2v, upscale"),
-        (TI2V, (0, -1), r"the task first_last, and this checkpoint does i2v, t2v, upscale"),
-        (I2V21, (), r"the task t2v, and this checkpoint does first_last, i2v, upscale"),
-        (I2V22, (), r"the task t2v, and this checkpoint does first_last, i2v, upscale"),
+        (T2V21, (0,), r"the task i2v, and this checkpoint does prompt_travel, t2v, upscale"),
+        (T2V22, (0,), r"the task i2v, and this checkpoint does prompt_travel, t2v, upscale"),
+        (TI2V, (0, -1), r"the task first_last, and this checkpoint does i2v, prompt_travel, t2v, upscale"),
+        (I2V21, (), r"the task t2v, and this checkpoint does first_last, i2v, prompt_travel, upscale"),
+        (I2V22, (), r"the task t2v, and this checkpoint does first_last, i2v, prompt_travel, upscale"),
         (I2V22, (-1,), r"frames \[4\] are the task keyframes"),
         (I2V22, (0, 2), r"frames \[0, 2\] are the task keyframes"),
     ],

@@ -374,7 +374,7 @@ def test_snapshots_reach_the_family_only_when_there_are_any(attempts: MakeAttemp
     ("requests", "further"),
     [
         ([], {}),
-        ([REQUEST, replace(REQUEST, model="wan-tiny")], {}),
+        ([REQUEST, replace(REQUEST, model="atelier")], {}),
         ([REQUEST, REQUEST], {"snapshots": object()}),
     ],
     ids=["none", "two models", "snapshots of two"],

@@ -103,7 +103,7 @@ def test_the_table_shows_the_gain_over_one_alone_and_what_was_chosen() -> None:
 
 
 def test_the_jobs_of_a_batch_may_share_a_call_and_are_not_the_same() -> None:
-    [request] = read_requests(_parser().parse_args(["wan-tiny"]), load_settings().settings.catalogue)
+    [request] = read_requests(_parser().parse_args(["atelier"]), load_settings().settings.catalogue)
     batch = [prepared.request for prepared in batch_of(request, 8)]
     assert {batch_key(one) for one in batch} == {batch_key(request)} != {""}
     assert [one.seed for one in batch] == [0, 1, 2, 3, 4, 5, 6, 7]
