@@ -28,7 +28,7 @@ import httpx2
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 KEY = f"demo_{secrets.token_urlsafe(16)}"
 
-#: Seconds that the first start may take: tiny checkpoints are built.
+#: Seconds that the first start may take: torch is read from the disk, tiny checkpoints are built.
 READY_S = 180
 #: Seconds that one clip may take before the demo gives up.
 CLIP_S = 280
@@ -128,43 +128,40 @@ def save_native(client: httpx2.Client, answer: httpx2.Response) -> list[Path]:
 
 BEARER = {"Authorization": f"Bearer {KEY}"}
 
+#: What each of them is asked for, in words that the demonstration model of the default profile knows.
+PROMPT = "a red circle moving right on a black background"
+
 CLIPS = (
     Clip(
         "Hugging Face Inference",
-        "the bare request of the API page",
-        "/models/Lightricks/LTX-Video",
+        "the bare request of the API page; the rest is the model's own",
+        "/models/Wan-AI/Wan2.1-T2V-1.3B",
         BEARER,
-        {"inputs": "An astronaut riding a horse"},
+        {"inputs": PROMPT},
         save_bytes,
-        saves_to="astronaut.mp4",
+        saves_to="circle.mp4",
     ),
     Clip(
         "Hugging Face universal handler",
-        "its first example, with webm and zip beside the gif",
+        "gif, webm and zip of one video",
         "/",
         BEARER,
-        {
-            "inputs": {
-                "prompt": "a cyberpunk street in rain, neon lights",
-                "num_frames": 24,
-                "outputs": ["gif", "webm", "zip"],
-            }
-        },
+        {"inputs": {"prompt": PROMPT, "num_frames": 17, "outputs": ["gif", "webm", "zip"]}},
         save_base64,
     ),
     Clip(
         "ModelsLab v6",
-        "its own example",
+        "the fields of its own example",
         "/api/v6/video/text2video",
         {},
         {
             "key": KEY,
-            "prompt": "A majestic space station orbiting Earth, with the sun rising behind it, cinematic, 4K",
+            "prompt": PROMPT,
             "negative_prompt": "low quality, blurry, static",
             "model_id": "wan2.2",
             "height": 512,
             "width": 512,
-            "num_frames": 25,
+            "num_frames": 17,
             "num_inference_steps": 20,
             "guidance_scale": 7,
             "output_type": "mp4",
@@ -175,35 +172,26 @@ CLIPS = (
     ),
     Clip(
         "Novita v3",
-        "its own example, made smaller for a CPU: 4x8 frames instead of 4x32, 256 px instead of 512, 8 steps of 20",
+        "the fields of its own example, one prompt instead of four",
         "/v3/async/txt2video",
         BEARER,
         {
-            "model_name": "darkSushiMixMix_225D_64380.safetensors",
+            "model_name": "wan2.2",
             "height": 256,
             "width": 256,
-            "steps": 8,
+            "steps": 20,
             "seed": -1,
-            "prompts": [
-                {"frames": 8, "prompt": "In the wintry dusk, a little girl holds matches tightly."},
-                {"frames": 8, "prompt": "A little girl, barefoot on the frosty pavement, seeks solace."},
-                {
-                    "frames": 8,
-                    "prompt": "A little girl with each match experiences a fleeting dance of warmth and hope.",
-                },
-                {"frames": 8, "prompt": "In the quiet night, a little girl's silent story unfolds."},
-            ],
-            "negative_prompt": "nsfw, ng_deepnegative_v1_75t, badhandv4, (worst quality:2), (low quality:2), "
-            "(normal quality:2), lowres, ((monochrome)), ((grayscale)), watermark",
+            "prompts": [{"frames": 17, "prompt": PROMPT}],
+            "negative_prompt": "low quality",
         },
         save_novita,
     ),
     Clip(
         "OpenAI Videos",
-        "its first example, made smaller for a CPU: 1 s instead of 8, 256 px instead of 720",
+        "one second",
         "/v1/videos",
         BEARER,
-        {"model": "sora-2", "prompt": "A calico cat playing a piano on stage", "seconds": "1", "size": "256x256"},
+        {"model": "sora-2", "prompt": PROMPT, "seconds": "1", "size": "256x256"},
         save_openai,
     ),
     Clip(
@@ -212,12 +200,11 @@ CLIPS = (
         "/polyreel/v1/jobs",
         BEARER,
         {
-            "model": "ltx",
-            "prompt": "Waves roll onto a beach at dawn",
+            "model": "atelier",
+            "prompt": PROMPT,
             "num_frames": 17,
             "height": 256,
             "width": 384,
-            "num_inference_steps": 8,
             "outputs": [{"format": "webm"}],
         },
         save_native,
@@ -234,15 +221,19 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with it
     stays = "--stay" in arguments or (sys.stdin.isatty() and sys.stdout.isatty())
     DEMO.mkdir(exist_ok=True)
-    print("starting polyreel up (embedded queue, API, worker; the first start builds tiny checkpoints)", flush=True)
+    print("starting polyreel up (embedded queue, API, worker)", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="polyreel-demo-") as state,
         serving(Path(state)) as base_url,
         httpx2.Client(base_url=base_url, timeout=CLIP_S, trust_env=False) as client,
     ):
+        print(f"asking each API for {PROMPT!r}", flush=True)
         for clip in CLIPS:
             make(client, clip)
-        print("\nThe tiny checkpoints have random weights: the clips are moving noise, the server is the real one.")
+        print(
+            "\nThe clips are of a demonstration model of a few megabytes, whose world is shapes that move before a "
+            "background;\ndocs/models.md lists its words. Models that know more: docs/models.md, configs/gpu.yaml."
+        )
         if stays:
             print(f"To send these yourself, in another terminal:\n\nexport BASE={base_url} KEY={KEY}\n")
             print("\n".join(curl(clip) for clip in CLIPS))

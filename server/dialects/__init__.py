@@ -38,7 +38,9 @@ class NoSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Example:
-    """A request that shows the dialect at work, printed at start and run by `make demo`.
+    """A request that shows the dialect at work, printed at start.
+
+    Both shipped profiles serve it, and the demonstration model can follow its prompt.
 
     Args:
         title: what it makes, a few words.

@@ -27,7 +27,7 @@ IN_README = Path(__file__).parents[2] / "docs" / "images" / "page.png"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 OTHERS = {"Authorization": f"Bearer {OTHER_KEY}"}
 
-PROMPT = "A paper boat drifts down a rainy street, neon reflections"
+PROMPT = "A large red circle moving right on a black background"
 
 #: Would run if a prompt became markup.
 HOSTILE = "<script>window.stolen = 1</script><img src=x onerror='window.stolen = 1'> \u202eevil {key} 🎬"
@@ -70,9 +70,10 @@ def test_the_journey_from_the_key_to_a_playing_video(live: LiveServer, visit: Op
     # The model's real limits and defaults.
     page.select_option("#model", "animatediff-tiny")
     assert page.is_visible("#travel-switch")
-    page.select_option("#model", "wan-tiny")
+    page.select_option("#model", "ltx-tiny")
     assert page.is_hidden("#travel-switch")
-    defaults = {"width": "256", "height": "256", "num_frames": "17", "num_inference_steps": "10", "fps": "16"}
+    page.select_option("#model", "atelier")
+    defaults = {"width": "256", "height": "256", "num_frames": "17", "num_inference_steps": "20", "fps": "16"}
     assert {name: page.input_value(f"#{name}") for name in defaults} == defaults
     limits = {"width": "1280", "height": "1280", "num_frames": "129", "num_inference_steps": "100"}
     assert {name: page.get_attribute(f"#{name}", "max") for name in limits} == limits
@@ -82,7 +83,7 @@ def test_the_journey_from_the_key_to_a_playing_video(live: LiveServer, visit: Op
     here.submit()
     page.wait_for_selector(".job")
     first = card(here)
-    here.fill(prompt="A second boat", num_frames=9, num_inference_steps=10)
+    here.fill(prompt="A blue star spinning on a white background", num_frames=9, num_inference_steps=10)
     here.submit()
     here.until(lambda: page.locator(".job").count() == 2, "the second job is shown")
     second = card(here)
@@ -127,7 +128,7 @@ def test_the_journey_from_the_key_to_a_playing_video(live: LiveServer, visit: Op
     ]
     assert str(job["request"]["seed"]) in facts
     assert job["outputs"][0]["sha256"] in facts
-    assert "tiny:wan-ti2v" in facts
+    assert "shipped:atelier" in facts
     here.shot("done", full_page=True)
     page.locator(first).get_by_role("button", name="Again with this seed").click()
     assert page.input_value("#seed") == str(job["request"]["seed"])
@@ -146,7 +147,7 @@ def test_the_journey_from_the_key_to_a_playing_video(live: LiveServer, visit: Op
         take_picture(here)
 
     # Cancelled in the middle.
-    page.select_option("#model", "wan-tiny")
+    page.select_option("#model", "atelier")
     here.fill(prompt=HOSTILE, **{**LONG, "num_inference_steps": 100})
     newest = card(here)
     here.submit()
@@ -185,7 +186,7 @@ def test_the_journey_from_the_key_to_a_playing_video(live: LiveServer, visit: Op
 def take_picture(here: Visit) -> None:
     """Take the picture of the README."""
     page = here.page
-    page.select_option("#model", "wan-tiny")
+    page.select_option("#model", "atelier")
     here.fill(prompt=PROMPT, **LONG)
     here.submit()
     here.until(lambda: page.locator(".job .preview").count(), "a preview frame")

@@ -39,7 +39,7 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 #: What a `given` says of the key: its scopes, and its limits.
 KEYS: dict[str, tuple[set[Scope], KeyLimits]] = {
     "the key may only read": ({"read"}, KeyLimits()),
-    "the key is for wan alone": ({"submit"}, KeyLimits(models=("wan-tiny",))),
+    "the key is for wan alone": ({"submit"}, KeyLimits(models=("atelier",))),
 }
 
 

@@ -32,7 +32,7 @@ async def test_a_model_that_is_not_served_is_404_and_names_what_is(api: Api) -> 
             {
                 "error": "Model tencent/HunyuanVideo is not served here. Served: "
                 "AdamLucek/Wan2.1-T2V-14B-OldBookIllustrations, Lightricks/LTX-Video, Wan-AI/Wan2.1-T2V-1.3B, "
-                "Wan-AI/Wan2.1-T2V-14B."
+                "Wan-AI/Wan2.1-T2V-14B, Wan-AI/Wan2.2-TI2V-5B."
             },
         )
 
@@ -52,15 +52,13 @@ async def test_a_model_in_a_workers_memory_is_loaded(api: Api, path: str) -> Non
 
 
 async def test_a_model_that_a_worker_could_load_is_loadable(api: Api) -> None:
-    beat(api, "wan-tiny")
+    beat(api, "atelier")
     answer = await api.http.get(STATUS, headers=auth(api.key))
     assert answer.json() == {"loaded": False, "state": "Loadable", "compute_type": "cpu", "framework": "diffusers"}
 
 
 async def test_a_model_that_no_worker_can_run_is_too_big(api: Api) -> None:
-    api.leases.beat(
-        "w", {"device": "cpu", "models": ["wan-tiny"], "loaded": [], "unavailable": {"ltx-tiny": "weights"}}
-    )
+    api.leases.beat("w", {"device": "cpu", "models": ["atelier"], "loaded": [], "unavailable": {"ltx-tiny": "weights"}})
     answer = await api.http.get(STATUS, headers=auth(api.key))
     assert (answer.json()["loaded"], answer.json()["state"]) == (False, "TooBig")
 

@@ -162,10 +162,10 @@ async def test_a_model_that_takes_pictures_alone_takes_every_text_for_one(
 async def test_a_picture_for_a_model_of_texts_runs_its_companion(
     make_api: Callable[..., Api], settings: Settings
 ) -> None:
-    api = with_ltx(make_api, settings, tasks=("t2v",), i2v="wan-tiny")
+    api = with_ltx(make_api, settings, tasks=("t2v",), i2v="atelier")
     submitted: list[VideoJob] = []
     assert (await generate(api, submitted=submitted, inputs=TEXT)).status_code == 200
-    assert submitted[0].request.model == "wan-tiny"
+    assert submitted[0].request.model == "atelier"
 
 
 async def test_a_picture_for_a_model_of_texts_without_a_companion_names_those_that_can(
@@ -176,16 +176,14 @@ async def test_a_picture_for_a_model_of_texts_without_a_companion_names_those_th
     assert (answer.status_code, answer.json()["error"]) == (
         400,
         "inputs: Lightricks/LTX-Video cannot do this (i2v). Models that can: Wan-AI/Wan2.1-T2V-1.3B, "
-        "Wan-AI/Wan2.1-T2V-14B, AdamLucek/Wan2.1-T2V-14B-OldBookIllustrations.",
+        "Wan-AI/Wan2.1-T2V-14B, AdamLucek/Wan2.1-T2V-14B-OldBookIllustrations, Wan-AI/Wan2.2-TI2V-5B.",
     )
 
 
 # An object as inputs: the universal handler, with the model of the path
 
 
-@pytest.mark.parametrize(
-    ("path", "model"), [(LTX, "ltx-tiny"), (WAN, "wan-tiny"), (f"/hf-inference{WAN}/", "wan-tiny")]
-)
+@pytest.mark.parametrize(("path", "model"), [(LTX, "ltx-tiny"), (WAN, "atelier"), (f"/hf-inference{WAN}/", "atelier")])
 async def test_an_object_is_answered_by_the_universal_handler_with_the_paths_model(
     api: Api, path: str, model: str
 ) -> None:

@@ -38,7 +38,7 @@ def impatient(make_api: Callable[..., Api]) -> Api:
 
 @pytest.mark.anyio
 async def test_as_documented_a_loading_model_is_503_held_for_a_second(impatient: Api) -> None:
-    beat(impatient, "wan-tiny")
+    beat(impatient, "atelier")
     began = time.monotonic()
     answer = await ask(impatient)
     assert time.monotonic() - began >= 1
@@ -197,10 +197,10 @@ async def test_which_second_request_is_answered_from_the_cache(
 async def test_a_changed_companion_makes_the_videos_of_pictures_anew(
     make_api: Callable[..., Api], settings: Settings
 ) -> None:
-    ltx = settings.models["ltx-tiny"].model_copy(update={"tasks": ("t2v",), "i2v": "wan-tiny"})
-    moved = settings.models["wan-tiny"].model_copy(update={"revision": "another"})
+    ltx = settings.models["ltx-tiny"].model_copy(update={"tasks": ("t2v",), "i2v": "atelier"})
+    moved = settings.models["atelier"].model_copy(update={"revision": "another"})
     before = make_api(models={**settings.models, "ltx-tiny": ltx}, dialects={})
-    after = make_api(models={**settings.models, "ltx-tiny": ltx, "wan-tiny": moved}, dialects={})
+    after = make_api(models={**settings.models, "ltx-tiny": ltx, "atelier": moved}, dialects={})
     assert await number_of_runs(before, PICTURE, PICTURE) == 1
     assert await number_of_runs(after, PICTURE, PICTURE) == 1, "none of the old one's"
 

@@ -197,12 +197,12 @@ def test_track_id_is_echoed_as_given(track_id: object, catalogue: Catalogue) -> 
 @pytest.mark.parametrize(
     ("model_id", "entry", "echoed"),
     [
-        (None, "wan-tiny", "wan2.2"),
-        ("", "wan-tiny", "wan2.2"),
-        ("zeroscope", "wan-tiny", "wan2.2"),
-        ("wan2.2", "wan-tiny", "wan2.2"),
-        ("wanx", "wan-tiny", "wanx"),
-        ("cogvideox", "wan-tiny", "cogvideox"),
+        (None, "atelier", "wan2.2"),
+        ("", "atelier", "wan2.2"),
+        ("zeroscope", "atelier", "wan2.2"),
+        ("wan2.2", "atelier", "wan2.2"),
+        ("wanx", "atelier", "wanx"),
+        ("cogvideox", "atelier", "cogvideox"),
         ("ltx", "ltx-tiny", "ltx"),
         ("ltx-2.3", "ltx-tiny", "ltx-2.3"),
         ("LTX", "ltx-tiny", "LTX"),

@@ -105,8 +105,8 @@ async def test_system_details_are_the_loaded_models_and_the_length_of_the_queue(
         return dict((await api.http.post(path, json={"key": api.key})).json())
 
     assert await details() == {"model_count": 0, "queue_time": 0, "status": "ok"}
-    api.leases.beat("one", {"models": ["wan-tiny", "ltx-tiny"], "loaded": ["wan-tiny", "ltx-tiny"]})
-    api.leases.beat("two", {"models": ["wan-tiny"], "loaded": ["wan-tiny"]})
+    api.leases.beat("one", {"models": ["atelier", "ltx-tiny"], "loaded": ["atelier", "ltx-tiny"]})
+    api.leases.beat("two", {"models": ["atelier"], "loaded": ["atelier"]})
     await submit(api)
     assert await details() == {"model_count": 2, "queue_time": 10, "status": "ok"}
 

@@ -142,7 +142,7 @@ async def test_a_model_that_takes_no_picture_runs_its_companion_under_its_own_na
     make_api: Callable[..., Api], settings: Settings
 ) -> None:
     models = dict(settings.models)
-    models["wan-tiny"] = models["wan-tiny"].model_copy(update={"tasks": ("t2v",), "i2v": "ltx-tiny"})
+    models["atelier"] = models["atelier"].model_copy(update={"tasks": ("t2v",), "i2v": "ltx-tiny"})
     api = make_api(models=models, dialects={"modelslab": {"hold_s": 0}, "universal": {"endpoint_model": "ltx"}})
     answer = await submit(api, IMAGE, model_id="wan2.2", init_image=in_base64(png(8, 8)))
     assert (api.newest().job.request.model, answer["meta"]["model_id"]) == ("ltx-tiny", "wan2.2")

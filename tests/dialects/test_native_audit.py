@@ -72,9 +72,9 @@ async def test_every_change_of_a_key_is_written_down(api: Api, settings: Setting
 
 
 async def test_a_worker_that_is_told_alone_is_named(api: Api) -> None:
-    Commands(api.records.client).give("load", "wan-tiny", "gpu-box-1", Actor("alice"))
+    Commands(api.records.client).give("load", "atelier", "gpu-box-1", Actor("alice"))
     [entry] = (await audit(api))["entries"]
-    assert (entry["action"], entry["subject"], entry["detail"]) == ("models.load", "wan-tiny", {"worker": "gpu-box-1"})
+    assert (entry["action"], entry["subject"], entry["detail"]) == ("models.load", "atelier", {"worker": "gpu-box-1"})
 
 
 async def test_it_comes_in_pages_the_newest_first(api: Api) -> None:

@@ -304,7 +304,7 @@ async def test_a_list_can_be_narrowed_and_turned(api: Api) -> None:
         "?status=failed,cancelled": [cancelled, failed],
         "?order=asc": [failed, queued, cancelled],
         "?model=Lightricks/LTX-Video&status=queued": [queued],
-        "?model=wan-tiny": [],
+        "?model=atelier": [],
         "?unheard_of=1&limit=100": [cancelled, queued, failed],
     }.items():
         assert [job["id"] for job in (await listing(api, query)).json()["jobs"]] == expected, query

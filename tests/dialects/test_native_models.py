@@ -47,7 +47,7 @@ async def tell(api: Api, model: str, action: str, key: str | None = None, **body
 
 async def test_every_entry_is_listed_with_what_it_can_do_and_how_it_is_called(api: Api) -> None:
     found = await models(api)
-    assert list(found) == ["wan-tiny", "ltx-tiny", "animatediff-tiny"]
+    assert list(found) == ["atelier", "ltx-tiny", "animatediff-tiny"]
     assert {name: found["animatediff-tiny"][name] for name in found["animatediff-tiny"] if name != "names"} == {
         "name": "animatediff-tiny",
         "family": "animatediff",
@@ -86,34 +86,34 @@ async def test_every_entry_is_listed_with_what_it_can_do_and_how_it_is_called(ap
 
 
 async def test_a_model_is_loaded_where_one_worker_has_it_and_ready_where_one_would_load_it(api: Api) -> None:
-    say(api, "one", models=["wan-tiny", "ltx-tiny"], loaded=["wan-tiny"])
+    say(api, "one", models=["atelier", "ltx-tiny"], loaded=["atelier"])
     say(api, "two", models=["ltx-tiny"])
     found = await models(api)
     assert {name: (m["state"], m["workers"], m["reason"]) for name, m in found.items()} == {
-        "wan-tiny": ("loaded", 1, ""),
+        "atelier": ("loaded", 1, ""),
         "ltx-tiny": ("ready", 2, ""),
         "animatediff-tiny": ("unavailable", 0, "Every worker that serves it is stopping."),
     }
 
 
 async def test_why_a_model_cannot_run_is_for_administrators(api: Api) -> None:
-    say(api, "one", models=["wan-tiny"], unavailable={"ltx-tiny": "/weights/ltx has no model_index.json."})
+    say(api, "one", models=["atelier"], unavailable={"ltx-tiny": "/weights/ltx has no model_index.json."})
     assert (await models(api))["ltx-tiny"]["reason"] == "/weights/ltx has no model_index.json."
     others = await models(api, api.other_key)
     assert others["ltx-tiny"]["reason"] == "No worker can load it; its operator sees why."
 
 
 async def test_a_pin_counts_instead_of_what_the_catalogue_says(api: Api) -> None:
-    say(api, "one", models=["wan-tiny"])
-    assert (await tell(api, "wan-tiny", "pin")).json() == {
-        "id": "pin:wan-tiny",
+    say(api, "one", models=["atelier"])
+    assert (await tell(api, "atelier", "pin")).json() == {
+        "id": "pin:atelier",
         "action": "pin",
-        "model": "wan-tiny",
+        "model": "atelier",
         "workers": ["one"],
     }
-    assert (await models(api))["wan-tiny"]["pinned"] is True
-    await tell(api, "wan-tiny", "unpin")
-    assert (await models(api))["wan-tiny"]["pinned"] is False
+    assert (await models(api))["atelier"]["pinned"] is True
+    await tell(api, "atelier", "unpin")
+    assert (await models(api))["atelier"]["pinned"] is False
 
 
 async def test_a_worker_is_told_to_load_a_model_by_any_of_its_names(api: Api) -> None:
@@ -139,7 +139,7 @@ async def test_a_worker_is_told_to_load_a_model_by_any_of_its_names(api: Api) ->
             {},
             404,
             "unknown_model",
-            "Model ltx-tin is not served here. Did you mean ltx-tiny? Served: animatediff-tiny, ltx-tiny, wan-tiny.",
+            "Model ltx-tin is not served here. Did you mean ltx-tiny? Served: animatediff-tiny, atelier, ltx-tiny.",
         ),
         (
             "ltx-tiny",

@@ -55,11 +55,11 @@ async def test_what_a_worker_was_told_and_cannot_do_is_for_administrators(api: A
         "one",
         models=["ltx-tiny"],
         loaded=["ltx-tiny"],
-        loading="wan-tiny",
+        loading="atelier",
         pinned=["ltx-tiny"],
         jobs=["7b1e0000-0000-4000-8000-000000000000"],
         commands=[told],
-        unavailable={"wan-tiny": "/weights/wan is missing."},
+        unavailable={"atelier": "/weights/wan is missing."},
     )
     expected = {
         "name": "one",
@@ -69,11 +69,11 @@ async def test_what_a_worker_was_told_and_cannot_do_is_for_administrators(api: A
         "jobs_per_minute": 0.0,
         "models": ["ltx-tiny"],
         "loaded": ["ltx-tiny"],
-        "loading": "wan-tiny",
+        "loading": "atelier",
         "pinned": ["ltx-tiny"],
         "busy": 1,
         "commands": [told],
-        "unavailable": {"wan-tiny": "/weights/wan is missing."},
+        "unavailable": {"atelier": "/weights/wan is missing."},
     }
     assert (await get(api, "status"))["workers"] == [expected]
     assert (await get(api, "status", api.other_key))["workers"] == [{**expected, "commands": [], "unavailable": {}}]

@@ -13,7 +13,7 @@ from polyreel.catalogue import Catalogue
 from polyreel.entries import Adapter
 from polyreel.errors import TooManyJobs, UnknownModel
 from polyreel.job import JobStatus
-from polyreel.request import AdapterUse, VideoRequest
+from polyreel.request import AdapterUse, PromptSpan, VideoRequest
 from polyreel.settings import Settings
 from server.body import validate
 from server.dialects.novita import results, txt2video
@@ -95,11 +95,24 @@ def test_loras_embeddings_and_a_loop_become_the_neutral_request(catalogue: Catal
 
 
 def test_a_lora_is_only_known_to_the_models_that_it_was_made_for(settings: Settings) -> None:
-    entry = settings.models["wan-tiny"].model_copy(update={"names": {"novita": ("wan.safetensors",)}})
-    catalogue = Catalogue({**settings.models, "wan-tiny": entry}, settings.loras, settings.embeddings)
+    entry = settings.models["atelier"].model_copy(update={"names": {"novita": ("wan.safetensors",)}})
+    catalogue = Catalogue({**settings.models, "atelier": entry}, settings.loras, settings.embeddings)
     fields = {"model_name": "wan.safetensors", "loras": [{"model_name": "GoodHands-beta2_39807", "strength": 1}]}
     with pytest.raises(UnknownModel, match=r"LoRA GoodHands-beta2_39807 is not served here\. Served: none\."):
         txt2video.from_wire(validate(TextToVideo, BASE | fields), catalogue, NovitaSettings())
+
+
+@pytest.mark.anyio
+async def test_several_prompts_run_on_wan_as_well(make_api: Callable[..., Api], settings: Settings) -> None:
+    entry = settings.models["atelier"]
+    entry = entry.model_copy(update={"names": {**entry.names, "novita": ("wan.safetensors",)}})
+    api = make_api(models={**settings.models, "atelier": entry})
+    clips = [{"frames": 8, "prompt": "a cat"}, {"frames": 9, "prompt": "a dog"}]
+    await submit(api, model_name="wan.safetensors", prompts=clips)
+
+    request = api.newest().job.request
+    assert request.model == "atelier"
+    assert request.prompts == (PromptSpan("a cat", 8), PromptSpan("a dog", 9))
 
 
 @pytest.mark.anyio
@@ -108,29 +121,34 @@ def test_a_lora_is_only_known_to_the_models_that_it_was_made_for(settings: Setti
     [
         (
             {"prompts": [{"frames": 8, "prompt": "a"}, {"frames": 8, "prompt": "b"}]},
-            "prompts: wan.safetensors cannot do this (prompt_travel).",
+            "prompts: ltx.safetensors cannot do this (prompt_travel). "
+            "Models that can: wan2.2, darkSushiMixMix_225D_64380.safetensors.",
         ),
-        ({"closed_loop": True}, "closed_loop: wan.safetensors cannot do this (closed_loop)."),
+        (
+            {"closed_loop": True},
+            "closed_loop: ltx.safetensors cannot do this (closed_loop). "
+            "Models that can: darkSushiMixMix_225D_64380.safetensors.",
+        ),
     ],
 )
 async def test_what_a_model_cannot_do_is_refused_with_those_that_can(
     make_api: Callable[..., Api], settings: Settings, fields: dict[str, Any], said: str
 ) -> None:
-    entry = settings.models["wan-tiny"]
-    entry = entry.model_copy(update={"names": {**entry.names, "novita": ("wan.safetensors",)}})
-    api = make_api(models={**settings.models, "wan-tiny": entry})
-    wire = BASE | {"model_name": "wan.safetensors"} | fields
+    entry = settings.models["ltx-tiny"]
+    entry = entry.model_copy(update={"names": {**entry.names, "novita": ("ltx.safetensors",)}})
+    api = make_api(models={**settings.models, "ltx-tiny": entry})
+    wire = BASE | {"model_name": "ltx.safetensors"} | fields
     answer = await api.http.post(SUBMIT, json=wire, headers=auth(api.key))
     assert answer.status_code == 400
-    assert answer.json()["message"] == f"{said} Models that can: darkSushiMixMix_225D_64380.safetensors."
+    assert answer.json()["message"] == said
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("", ["darkSushiMixMix_225D_64380.safetensors", "GoodHands-beta2_39807", "badhandv4_16755"]),
-        ("checkpoint", ["darkSushiMixMix_225D_64380.safetensors"]),
+        ("", ["wan2.2", "darkSushiMixMix_225D_64380.safetensors", "GoodHands-beta2_39807", "badhandv4_16755"]),
+        ("checkpoint", ["wan2.2", "darkSushiMixMix_225D_64380.safetensors"]),
         ("lora", ["GoodHands-beta2_39807"]),
         ("textualinversion", ["badhandv4_16755"]),
         ("vae", []),
@@ -150,9 +168,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model_name": 7}, "model_name must be a string, got 7"),
     (
         {"model_name": "darkSushi_64380.safetensors"},
-        f"Model darkSushi_64380.safetensors is not served here. Did you mean {NAMES}? Served: {NAMES}.",
+        f"Model darkSushi_64380.safetensors is not served here. Did you mean {NAMES}? Served: {NAMES}, wan2.2.",
     ),
-    ({"model_name": "sdxl"}, f"Model sdxl is not served here. Served: {NAMES}."),
+    ({"model_name": "sdxl"}, f"Model sdxl is not served here. Served: {NAMES}, wan2.2."),
     ({"height": None}, "height must be an integer, got null"),
     ({"height": 255}, "height must be between 256 and 1024, got 255"),
     ({"height": 1025}, "height must be between 256 and 1024, got 1025"),
@@ -470,6 +488,24 @@ async def test_the_model_list_names_what_txt2video_takes(api: Api) -> None:
     assert response.json() == {
         "models": [
             {
+                "id": 1014049605,
+                "name": "wan2.2",
+                "hash_sha256": "",
+                "sd_name": "wan2.2",
+                "type": {"name": "checkpoint", "display_name": "Checkpoint"},
+                "categories": [],
+                "status": 1,
+                "download_url": "",
+                "tags": [],
+                "cover_url": "",
+                "source": "civitai",
+                "base_model": "wan",
+                "base_model_type": "Standard",
+                "download_url_ttl": 0,
+                "sd_name_in_api": "wan2.2",
+                "is_sdxl": False,
+            },
+            {
                 "id": 996660037,
                 "name": "darkSushiMixMix_225D_64380",
                 "hash_sha256": "",
@@ -486,7 +522,7 @@ async def test_the_model_list_names_what_txt2video_takes(api: Api) -> None:
                 "download_url_ttl": 0,
                 "sd_name_in_api": "darkSushiMixMix_225D_64380.safetensors",
                 "is_sdxl": False,
-            }
+            },
         ],
         "pagination": {"next_cursor": ""},
     }
@@ -496,7 +532,7 @@ async def test_the_model_list_names_what_txt2video_takes(api: Api) -> None:
 async def test_a_lora_is_listed_by_the_family_that_it_was_made_for(
     make_api: Callable[..., Api], catalogue: Catalogue
 ) -> None:
-    ink = Adapter(checkpoint="ink.safetensors", models=("wan-tiny",), names={"novita": ("ink",)})
+    ink = Adapter(checkpoint="ink.safetensors", models=("atelier",), names={"novita": ("ink",)})
     api = make_api(loras={**catalogue.loras, "ink": ink}, dialects={})
     answer = await api.http.get("/v3/model?filter.types=lora", headers=auth(api.key))
     assert [(model["sd_name"], model["base_model"]) for model in answer.json()["models"]] == [
@@ -506,26 +542,26 @@ async def test_a_lora_is_listed_by_the_family_that_it_was_made_for(
 
 
 FILTERS = [
-    ("filter.types=checkpoint", 1),
-    ("filter.type=checkpoint", 1),
-    ("filter%5Btypes%5D=checkpoint", 1),
-    ("filter[types][]=checkpoint", 1),
+    ("filter.types=checkpoint", 2),
+    ("filter.type=checkpoint", 2),
+    ("filter%5Btypes%5D=checkpoint", 2),
+    ("filter[types][]=checkpoint", 2),
     ("filter.types=lora", 1),
     ("filter%5Btypes%5D=lora", 1),
     ("filter.types=textualinversion", 1),
-    ("filter.visibility=public", 3),
+    ("filter.visibility=public", 4),
     ("filter.visibility=private", 0),
-    ("filter.source=civitai", 3),
+    ("filter.source=civitai", 4),
     ("filter.source=training", 0),
-    ("filter.is_sdxl=False", 3),
+    ("filter.is_sdxl=False", 4),
     ("filter.is_sdxl=true", 0),
-    ("filter.is_inpainting=FALSE", 3),
+    ("filter.is_inpainting=FALSE", 4),
     ("filter.is_inpainting=True", 0),
     ("filter.query=SUSHI", 1),
     ("filter.query=nothing", 0),
-    ("filter.query=&filter.types=", 3),
-    ("pagination.cursor=c_0", 3),
-    ("pagination[cursor]=c_c_0", 3),
+    ("filter.query=&filter.types=", 4),
+    ("pagination.cursor=c_0", 4),
+    ("pagination[cursor]=c_c_0", 4),
     ("pagination.cursor=c_100&pagination.limit=100", 0),
 ]
 

@@ -29,13 +29,13 @@ PAGE: dict[str, Any] = {
 
 def request_of(catalogue: Catalogue, width: int = 1600, height: int = 900, **fields: Any) -> VideoRequest:
     wire = validate(ImageToVideo, PAGE | fields)
-    video = img2video.from_wire(wire, "wan-tiny", catalogue)
+    video = img2video.from_wire(wire, "atelier", catalogue)
     return img2video.with_size_of(video, width, height, wire.image_file_resize_mode)
 
 
 def test_the_pages_example_becomes_the_neutral_request(catalogue: Catalogue) -> None:
     assert request_of(catalogue) == VideoRequest(
-        model="wan-tiny",
+        model="atelier",
         prompts=(PromptSpan("", 25),),
         height=576,
         width=1024,

@@ -109,7 +109,7 @@ async def wait_while(api: Api, name: str, end: Callable[[str], object]) -> httpx
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("name", "model"),
-    [(LTX, "ltx-tiny"), ("lightricks%2Fltx-video", "ltx-tiny"), ("wan-t2v", "wan-tiny")],
+    [(LTX, "ltx-tiny"), ("lightricks%2Fltx-video", "ltx-tiny"), ("wan-t2v", "atelier")],
 )
 async def test_one_call_waits_for_the_video_and_answers_with_its_link(api: Api, name: str, model: str) -> None:
     ended: list[VideoJob] = []

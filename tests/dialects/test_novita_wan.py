@@ -39,12 +39,12 @@ WITH_LINK: dict[str, dict[str, Any]] = {
 
 def request_of(catalogue: Catalogue, settings: NovitaSettings | None = None, **fields: Any) -> VideoRequest:
     wire = validate(WanTextToVideo, {"prompt": "a red fox"} | fields)
-    return wan.from_wire(wire, "wan-tiny", catalogue, settings or NovitaSettings())
+    return wan.from_wire(wire, "atelier", catalogue, settings or NovitaSettings())
 
 
 def test_a_prompt_alone_takes_every_default_of_the_page(catalogue: Catalogue) -> None:
     assert request_of(catalogue, seed=7) == VideoRequest(
-        model="wan-tiny",
+        model="atelier",
         prompts=(PromptSpan("a red fox", 81),),
         height=480,
         width=832,
@@ -58,7 +58,7 @@ def test_a_prompt_alone_takes_every_default_of_the_page(catalogue: Catalogue) ->
 
 
 def test_every_field_of_the_page_becomes_part_of_the_neutral_request(settings: Settings) -> None:
-    lora = Adapter(checkpoint="Remade-AI/Painting/painting.safetensors", models=("wan-tiny",))
+    lora = Adapter(checkpoint="Remade-AI/Painting/painting.safetensors", models=("atelier",))
     catalogue = Catalogue(settings.models, {"painting": lora})
     request = request_of(
         catalogue,
@@ -76,7 +76,7 @@ def test_every_field_of_the_page_becomes_part_of_the_neutral_request(settings: S
         extra={"response_video_type": "gif"},
     )
     assert request == VideoRequest(
-        model="wan-tiny",
+        model="atelier",
         prompts=(PromptSpan("a red fox", 81),),
         negative_prompt="blurry",
         height=1280,
@@ -103,11 +103,11 @@ def test_hugging_faces_javascript_client_is_understood(catalogue: Catalogue) -> 
 
 
 def test_the_length_is_a_setting_and_no_more_than_the_model_allows(settings: Settings) -> None:
-    entry = settings.models["wan-tiny"]
+    entry = settings.models["atelier"]
     short = entry.model_copy(update={"limits": entry.limits.model_copy(update={"num_frames": 33})})
     assert request_of(settings.catalogue, NovitaSettings(wan_num_frames=49, wan_fps=24)).num_frames == 49
     assert request_of(settings.catalogue, NovitaSettings(wan_num_frames=49, wan_fps=24)).fps == 24
-    assert request_of(Catalogue({"wan-tiny": short})).num_frames == 33
+    assert request_of(Catalogue({"atelier": short})).num_frames == 33
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_wrong_field_is_refused_in_one_sentence(catalogue: Catalogue, fields: 
 
 def test_an_unknown_lora_names_those_that_fit_and_nothing_is_downloaded(settings: Settings) -> None:
     lora = Adapter(
-        checkpoint="Remade-AI/Painting/painting.safetensors", models=("wan-tiny",), names={"novita": ("painting",)}
+        checkpoint="Remade-AI/Painting/painting.safetensors", models=("atelier",), names={"novita": ("painting",)}
     )
     with pytest.raises(UnknownModel) as refusal:
         request_of(Catalogue(settings.models, {"p": lora}), loras=[{"path": "https://civitai.com/1", "scale": 1}])
@@ -150,7 +150,7 @@ def test_an_unknown_lora_names_those_that_fit_and_nothing_is_downloaded(settings
 
 
 def test_a_lora_that_comes_twice_is_refused(settings: Settings) -> None:
-    lora = Adapter(checkpoint="A/B/c.safetensors", models=("wan-tiny",), names={"novita": ("ink",)})
+    lora = Adapter(checkpoint="A/B/c.safetensors", models=("atelier",), names={"novita": ("ink",)})
     twice = [{"path": "ink", "scale": 1}, {"path": "A/B", "scale": 2}]
     with pytest.raises(InvalidRequest, match=r"loras\.1\.path: A/B comes twice; send it once"):
         request_of(Catalogue(settings.models, {"ink": lora}), loras=twice)
@@ -247,7 +247,7 @@ async def test_nothing_is_fetched_for_a_request_that_is_wrong_otherwise(
 
 
 def test_the_endpoints_take_the_first_model_that_can_or_the_one_that_is_set(catalogue: Catalogue) -> None:
-    assert model_of("wan-t2v", catalogue, NovitaSettings()) == "wan-tiny"
+    assert model_of("wan-t2v", catalogue, NovitaSettings()) == "atelier"
     assert model_of("img2video", catalogue, NovitaSettings(img2video_model="animatediff-tiny")) == "animatediff-tiny"
 
 
@@ -259,8 +259,8 @@ def test_an_endpoint_that_no_model_can_run_is_not_there(settings: Settings) -> N
 
 def test_a_setting_that_names_a_model_that_cannot_stops_the_start(catalogue: Catalogue) -> None:
     with pytest.raises(ConfigurationError) as refusal:
-        check(catalogue, NovitaSettings(wan_i2v_model="wan-tny"))
+        check(catalogue, NovitaSettings(wan_i2v_model="atelir"))
     assert refusal.value.message == (
-        "dialects.novita.wan_i2v_model: 'wan-tny' is not a model with the task i2v. Did you mean wan-tiny? "
-        "Those that are: wan-tiny, ltx-tiny, animatediff-tiny."
+        "dialects.novita.wan_i2v_model: 'atelir' is not a model with the task i2v. Did you mean atelier? "
+        "Those that are: atelier, ltx-tiny, animatediff-tiny."
     )

@@ -122,9 +122,9 @@ async def test_a_mock_task_counts_no_worker_and_leaves_nothing_open(api: Api) ->
 
 async def test_the_test_mode_refuses_what_would_be_refused_in_earnest(make_api: Callable[..., Api]) -> None:
     api = make_api(dialects={})
-    entry = api.app.state.services.catalogue.models["wan-tiny"]
+    entry = api.app.state.services.catalogue.models["atelier"]
     named = entry.model_copy(update={"names": {"novita": ("wan.safetensors",)}})
-    api = make_api(models={"wan-tiny": named}, loras={}, embeddings={}, dialects={})
+    api = make_api(models={"atelier": named}, loras={}, embeddings={}, dialects={})
     body = BASE | {"model_name": "wan.safetensors", "closed_loop": True, "extra": {"webhook": MOCK}}
     response = await api.http.post(SUBMIT, json=body, headers=auth(api.key))
     assert (response.status_code, response.json()["message"]) == (

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from polyreel.records import StoredJob
+from polyreel.settings import Settings
 from server.dialects import Dialect
 from tests.conftest import Api
 from tests.dialects.calling import call, call_of, content_of, every_submit, headers_of
@@ -157,6 +158,27 @@ async def test_what_one_dialect_has_begun_openais_delete_ends_for_good(api: Api,
         assert (gone.status_code, gone.json()["deleted"]) == (200, True)
     for reader in READERS:
         assert (await reader.ask(api, made.job.id, api.key)).status_code == 404, reader.name
+
+
+@every_submit
+async def test_a_job_of_a_model_that_the_catalogue_has_lost_is_read_cancelled_and_deleted_as_any(
+    api: Api, dialect: Dialect, make_api: Callable[..., Api], settings: Settings
+) -> None:
+    """As after a restart with another profile, or an upgrade that calls a model otherwise."""
+    others = {"another": settings.models["ltx-tiny"].model_copy(update={"names": {"universal": ("ltx",)}})}
+    after = make_api(
+        models=others, loras={}, embeddings={}, dialects={"modelslab": {"default_model": "ltx"}, "universal": {}}
+    )
+    async with begun(api, dialect) as made:
+        assert len(await read_everywhere(after, made)) == 4
+        bearer = {"Authorization": f"Bearer {api.key}"}
+        listed = (await after.http.get("/polyreel/v1/jobs", headers=bearer)).json()["jobs"]
+        assert [(job["id"], job["model"]) for job in listed] == [(made.job.id, made.job.request.model)]
+        assert (await after.http.get("/v1/videos", headers=bearer)).json()["data"][0]["id"] == made.job.id
+        ended = await after.http.post(f"/polyreel/v1/jobs/{made.job.id}/cancel", headers=bearer)
+        assert ended.json()["status"] == "cancelled"
+    assert await read_everywhere(after, made) == {reader.name: reader.cancelled for reader in READERS}
+    assert (await after.http.delete(f"/polyreel/v1/jobs/{made.job.id}", headers=bearer)).json()["deleted"] is True
 
 
 @asynccontextmanager

@@ -256,7 +256,7 @@ def test_a_default_model_that_is_not_served_stops_the_start(make_api: Callable[.
         make_api(dialects={"openai": {"default_model": "sora-3"}, "universal": {"endpoint_model": "ltx"}})
     assert stopped.value.message == (
         "dialects.openai.default_model: 'sora-3' is not served. Did you mean sora-2? "
-        "Served: animatediff, animatediff-tiny, ltx, ltx-tiny, sora-2, sora-2-pro, wan-tiny, wan2.2."
+        "Served: animatediff, animatediff-tiny, atelier, ltx, ltx-tiny, sora-2, sora-2-pro, wan2.2."
     )
 
 
@@ -570,13 +570,13 @@ async def test_the_models_are_the_public_names_and_the_catalogues_own(api: Api) 
     answer = (await api.http.get("/v1/models", headers=auth(api.key))).json()
     assert answer["object"] == "list"
     assert [model["id"] for model in answer["data"]] == [
-        "wan2.2", "sora-2", "sora-2-pro", "wan-tiny", "ltx", "ltx-tiny", "animatediff", "animatediff-tiny",
+        "wan2.2", "sora-2", "sora-2-pro", "atelier", "ltx", "ltx-tiny", "animatediff", "animatediff-tiny",
     ]  # fmt: skip
     assert answer["data"][0] == {"id": "wan2.2", "object": "model", "created": 0, "owned_by": "polyreel"}
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["/v1/models/sora-2", "/v1/models/wan-tiny"])
+@pytest.mark.parametrize("path", ["/v1/models/sora-2", "/v1/models/atelier"])
 async def test_a_model_is_found_by_its_name(api: Api, path: str) -> None:
     answer = await api.http.get(path, headers=auth(api.key))
     assert (answer.status_code, answer.json()["id"]) == (200, path.rpartition("/")[2])

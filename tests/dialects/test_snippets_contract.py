@@ -71,7 +71,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "improved_sampling": True,
         "improved_sampling_seed": 11,
     },
-    "flow shift": {**PLAIN, "model": "wan-tiny", "flow_shift": 3},
+    "flow shift": {**PLAIN, "model": "atelier", "flow_shift": 3},
     "kept briefly": {**PLAIN, "keep_s": 600, "webhook": "https://example.com/hook"},
 }
 
@@ -106,7 +106,7 @@ REASONS = {
     "(setting dialects.modelslab.out_of_range: clamp would adjust it)",
     ("picture", "novita"): "images: Novita v3 cannot say a picture",
     ("flow shift", "huggingface"): "flow_shift: Hugging Face Inference cannot say 3",
-    ("defaults", "universal"): "model: this endpoint has one, which is not wan-tiny "
+    ("defaults", "universal"): "model: this endpoint has one, which is not atelier "
     "(setting dialects.universal.endpoint_model)",
 }
 

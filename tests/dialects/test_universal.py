@@ -194,13 +194,13 @@ async def test_a_picture_for_a_model_that_takes_none_runs_its_companion(
     make_api: Callable[..., Api], settings: Settings
 ) -> None:
     models = dict(settings.models)
-    models["ltx-tiny"] = models["ltx-tiny"].model_copy(update={"tasks": ("t2v",), "i2v": "wan-tiny"})
+    models["ltx-tiny"] = models["ltx-tiny"].model_copy(update={"tasks": ("t2v",), "i2v": "atelier"})
     api = make_api(models=models, dialects={"universal": {"endpoint_model": "ltx"}})
     submitted: list[VideoRequest] = []
     answer = await generate(api, image=base64.b64encode(png(8, 8)).decode(), submitted=submitted)
 
     assert answer.status_code == 200
-    assert submitted[0].model == "wan-tiny"
+    assert submitted[0].model == "atelier"
 
 
 @pytest.mark.anyio
@@ -286,7 +286,7 @@ async def test_the_endpoints_probe_is_answered_without_a_key(api: Api, method: s
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("endpoint_model", "model"), [("ltx", "ltx-tiny"), ("AnimateDiff", "animatediff-tiny"), (None, "wan-tiny")]
+    ("endpoint_model", "model"), [("ltx", "ltx-tiny"), ("AnimateDiff", "animatediff-tiny"), (None, "atelier")]
 )
 async def test_the_operator_chooses_the_model_and_else_it_is_the_first(
     make_api: Callable[..., Api], endpoint_model: str | None, model: str
@@ -309,8 +309,8 @@ def test_an_endpoint_model_that_is_not_in_the_catalogue_stops_the_start(make_api
 async def test_a_catalogue_without_a_model_for_the_endpoint_serves_the_other_dialects(
     make_api: Callable[..., Api], catalogue: Catalogue
 ) -> None:
-    nameless = catalogue["wan-tiny"].model_copy(update={"names": {"modelslab": ("wan2.2",)}})
-    answer = await ask(make_api(models={"wan-tiny": nameless}, loras={}, embeddings={}, dialects={}))
+    nameless = catalogue["atelier"].model_copy(update={"names": {"modelslab": ("wan2.2",)}})
+    answer = await ask(make_api(models={"atelier": nameless}, loras={}, embeddings={}, dialects={}))
     assert answer.status_code == 500
     assert answer.json() == {
         "ok": False,

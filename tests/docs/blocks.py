@@ -45,6 +45,8 @@ NOT_HERE: dict[tuple[str, str], Reason | str] = {
     ("docs/deploy.md", "cp .env.example .env"): Reason.CONTAINERS,
     ("docs/deploy.md", "docker "): Reason.CONTAINERS,
     ("docs/deploy.md", "kubectl "): Reason.CLUSTER,
+    ("docs/models.md", "make train-demo-model "):
+        "tests/atelier/test_training.py::test_the_command_trains_a_checkpoint_from_nothing_and_goes_on_when_it_is_called_again",
     ("docs/observability.md", "pip install 'polyreel[tracing]'"):
         "tests/live/test_what_is_told.py::test_one_trace_leads_from_the_request_to_the_webhook",
     ("docs/policy.md", "pip install ./examples/content_policy"): Reason.FOREGROUND,

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from polyreel.entries import Adapter, Cost, Defaults, Geometry, Limits, Part, Placement, ServedModel
+from polyreel.entries import Adapter, Cost, Defaults, Geometry, Limits, Native, Part, Placement, ServedModel
 from polyreel.settings import Settings
 from server.dialects import dialects
 from tests.docs.docstrings import arguments
@@ -43,6 +43,7 @@ ENTRIES: dict[str, type[BaseModel]] = {
     "models.NAME.limits": Limits,
     "models.NAME.defaults": Defaults,
     "models.NAME.placement": Placement,
+    "models.NAME.native": Native,
     "models.NAME.parts.ROLE": Part,
     "models.NAME.geometry": Geometry,
     "models.NAME.cost": Cost,
@@ -170,6 +171,9 @@ def _values(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ("whole number" if kind == "integer" else "number") + _range(schema)
+    if "prefixItems" in schema:
+        [kind] = {_values(one) for one in schema["prefixItems"]}  # all alike
+        return f"list of {len(schema['prefixItems'])}: {kind}"
     if kind == "array":
         items = schema.get("items", {})
         return f"list of {_values(items)}"
@@ -190,6 +194,8 @@ def _range(schema: Mapping[str, Any]) -> str:
     words = {"minimum": "{} or more", "exclusiveMinimum": "over {}", "maximum": "{} at most",
              "exclusiveMaximum": "under {}"}  # fmt: skip
     said = [text.format(_plain(schema[bound])) for bound, text in words.items() if bound in schema]
+    if "multipleOf" in schema:
+        said.append(f"a multiple of {_plain(schema['multipleOf'])}")
     return f", {', '.join(said)}" if said else ""
 
 

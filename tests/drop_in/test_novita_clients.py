@@ -193,6 +193,7 @@ def test_novita_client_makes_videos_of_texts_and_pictures_and_lists_models(live:
     assert (of_picture.shape, of_picture.fps) == ((14, 128, 96), 6.0)
     assert 0 <= int(said["seed"]) < 2**32
     assert said["models"] == [
+        ["wan2.2", "checkpoint"],
         ["darkSushiMixMix_225D_64380.safetensors", "checkpoint"],
         ["GoodHands-beta2_39807", "lora"],
         ["badhandv4_16755", "textualinversion"],

@@ -19,11 +19,11 @@ from tests.live.decode import decode
 #: What the programs of a dialect ask for: frames, width, height; and the rate.
 ASKED = {
     "huggingface": ((17, 256, 256), 16.0),
-    "universal": ((16, 256, 256), 12.0),
-    "modelslab": ((16, 256, 256), 8.0),
-    "novita": ((16, 256, 256), 8.0),
+    "universal": ((17, 256, 256), 12.0),
+    "modelslab": ((17, 256, 256), 8.0),
+    "novita": ((33, 256, 256), 8.0),
     "openai": ((16, 256, 256), 16.0),
-    "native": ((17, 384, 256), 24.0),
+    "native": ((17, 384, 256), 16.0),
 }
 
 #: What npm has to install for a dialect's program.

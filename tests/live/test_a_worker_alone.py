@@ -104,7 +104,7 @@ def test_no_prompt_reaches_the_log_of_a_worker(
     """diffusers itself quotes what it cuts off a prompt that is too long for the text encoder."""
     words = " ".join(f"sentinel{n}" for n in range(300))
     jobs = []
-    for model in ("ltx-tiny", "wan-tiny", "animatediff-tiny"):
+    for model in ("ltx-tiny", "atelier", "animatediff-tiny"):
         prompts = (replace(REQUEST.prompts[0], prompt=words),)
         request = replace(REQUEST, model=model, prompts=prompts, negative_prompt=words, num_inference_steps=2)
         jobs.append(queue.submit(queued(request)).job)

@@ -106,7 +106,7 @@ def test_generate_takes_pictures_loras_embeddings_loops_and_a_larger_size(checkp
         (["-o", "cat.mp4", "--upscale", "63x64"], "--upscale must be between 64 and 4096, got 63"),
         (
             ["-o", "cat.mp4", "--closed-loop"],
-            "closed_loop: wan-tiny cannot do this (closed_loop). Models that can: animatediff-tiny.",
+            "closed_loop: atelier cannot do this (closed_loop). Models that can: animatediff-tiny.",
         ),
         (["-o", "cat.mp4", "--clip-skip", "-3"], "--clip-skip must be between 0 and 12, got -3"),
         (["-o", "cat.mp4", "--clip-skip", "13"], "--clip-skip must be between 0 and 12, got 13"),
@@ -121,7 +121,7 @@ def test_generate_takes_pictures_loras_embeddings_loops_and_a_larger_size(checkp
         ),
         (
             ["-o", "cat.mp4", "--lora", "GoodHands-beta2_39807=0.5"],
-            "--lora GoodHands-beta2_39807 was made for animatediff-tiny, not for wan-tiny; see --model.\n",
+            "--lora GoodHands-beta2_39807 was made for animatediff-tiny, not for atelier; see --model.\n",
         ),
         (
             ["-o", "cat.mp4", "--model", "ltx", "--embedding", "badhandv4-tiny"],

@@ -28,7 +28,7 @@ def events_of(client: httpx2.Client, url: str) -> Iterator[tuple[str, dict[str, 
 
 def test_a_job_is_made_followed_fetched_and_deleted(live: LiveServer) -> None:
     # So large that its steps take many looks of a stream (four in a second), on a fast machine as well.
-    body = {"model": "wan-tiny", "prompt": "waves", "num_frames": 33, "height": 320, "width": 448, "seed": 7}
+    body = {"model": "atelier", "prompt": "waves", "num_frames": 33, "height": 320, "width": 448, "seed": 7}
     headers = {"Authorization": f"Bearer {live.key}"}
     with httpx2.Client(base_url=live.base_url, headers=headers, timeout=60, trust_env=False) as client:
         made = client.post("/polyreel/v1/jobs", json={**body, "num_inference_steps": 50})
@@ -36,7 +36,7 @@ def test_a_job_is_made_followed_fetched_and_deleted(live: LiveServer) -> None:
         told = list(events_of(client, made.headers["location"] + "/events"))
         assert told[-1][0] == "end"
         job, before = told[-1][1], [data for name, data in told if name == "progress"]
-        assert (job["status"], job["request"]["seed"], job["model"]) == ("succeeded", 7, "wan-tiny")
+        assert (job["status"], job["request"]["seed"], job["model"]) == ("succeeded", 7, "atelier")
         steps = [data["step"] for data in before]
         assert steps == sorted(steps)
         assert any(0 < step < 50 for step in steps)
@@ -46,9 +46,9 @@ def test_a_job_is_made_followed_fetched_and_deleted(live: LiveServer) -> None:
         assert base64.b64decode(pictures[-1].removeprefix("data:image/jpeg;base64,")).startswith(b"\xff\xd8")
         file = client.get(job["outputs"][0]["url"])
         assert decode(file.content).shape == (33, 448, 320)
-        assert job["id"] in [one["id"] for one in client.get("/polyreel/v1/jobs?model=wan-tiny").json()["jobs"]]
+        assert job["id"] in [one["id"] for one in client.get("/polyreel/v1/jobs?model=atelier").json()["jobs"]]
         models = {model["name"]: model["state"] for model in client.get("/polyreel/v1/models").json()["models"]}
-        assert models["wan-tiny"] == "loaded"
+        assert models["atelier"] == "loaded"
         assert client.delete(f"/polyreel/v1/jobs/{job['number']}").json()["deleted"] is True
         assert client.get(job["outputs"][0]["url"]).status_code == 404
         results = live.state_dir / "results" / "out" / job["id"]

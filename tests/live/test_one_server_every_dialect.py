@@ -267,6 +267,24 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_frames(
     assert not np.array_equal(decode(first).frames, decode(other).frames)
 
 
+@pytest.mark.parametrize(("path", "picture"), [("wan-t2v", {}), ("wan-i2v", {"image_url": "picture"})])
+def test_novitas_own_wan_defaults_are_made_at_the_models_native_size_and_delivered_as_asked(
+    client: httpx2.Client, path: str, picture: dict[str, str]
+) -> None:
+    body = {"prompt": "a red circle moving right on a black background"}
+    body |= {name: base64.b64encode(png(320, 180)).decode() for name in picture}
+    task_id = client.post(f"/v3/async/{path}", json=body).raise_for_status().json()["task_id"]
+    with client.stream("GET", f"/polyreel/v1/jobs/{task_id}/events") as events:
+        events.read()
+    job = client.get(f"/polyreel/v1/jobs/{task_id}").json()
+    assert job["status"] == "succeeded", job
+    receipt = job["receipt"]
+    assert receipt["denoised"] == {"num_frames": 33, "height": 80, "width": 144}
+    assert (receipt["scaled"], receipt["spread_over_time"], receipt["flow_shift"]) == ("lanczos", "linear", 5.0)
+    width = 832 if path == "wan-t2v" else 848  # the picture's aspect, in multiples of 16
+    assert decode(httpx2.get(job["outputs"][0]["url"]).content).shape == (81, width, 480)
+
+
 def test_a_job_made_in_one_dialect_is_read_in_the_others_by_its_owner_alone(
     client: httpx2.Client, live: LiveServer
 ) -> None:

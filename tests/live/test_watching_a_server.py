@@ -40,7 +40,7 @@ def polyreel(environment: dict[str, str]) -> Callable[..., str]:
 
 
 def submit(live: LiveServer, **fields: object) -> str:
-    body = {"model": "wan-tiny", "prompt": "a paper boat", "num_frames": 5, "height": 64, "width": 64, **fields}
+    body = {"model": "atelier", "prompt": "a paper boat", "num_frames": 5, "height": 64, "width": 64, **fields}
     answer = httpx2.post(
         f"{live.base_url}/polyreel/v1/jobs", json=body, headers={"Authorization": f"Bearer {live.key}"}, timeout=60
     )

@@ -51,7 +51,7 @@ def beat(api: Api, name: str, memory_bytes: int | None, models: tuple[str, ...] 
 async def test_what_cannot_fit_the_largest_live_worker_is_refused_and_not_queued(api: Api) -> None:
     beat(api, "small", 8_000_000_000)
     beat(api, "large", 11_000_000_000)
-    beat(api, "serves-others", 80_000_000_000, models=("wan-tiny",))
+    beat(api, "serves-others", 80_000_000_000, models=("atelier",))
     with pytest.raises(InvalidRequest) as refused:
         await submit(api)
     assert str(refused.value) == (
@@ -75,14 +75,14 @@ async def test_a_worker_without_a_limit_takes_everything(api: Api) -> None:
 
 
 async def test_nothing_is_refused_while_no_worker_serves_the_model(api: Api) -> None:
-    beat(api, "serves-others", 1_000_000_000, models=("wan-tiny",))
+    beat(api, "serves-others", 1_000_000_000, models=("atelier",))
     beat(api, "is-stopping", 1_000_000_000, models=())
     await submit(api)
 
 
 async def test_a_model_of_which_nothing_is_known_is_not_looked_at(api: Api) -> None:
-    beat(api, "tiny", 1, models=("wan-tiny", "ltx-tiny"))
-    await services(api).submit(replace(REQUEST, model="wan-tiny"), dialect="novita", caller=Caller("alice"))
+    beat(api, "tiny", 1, models=("atelier", "ltx-tiny"))
+    await services(api).submit(replace(REQUEST, model="atelier"), dialect="novita", caller=Caller("alice"))
 
 
 async def test_a_refusal_has_the_dialects_own_shape(api: Api) -> None:

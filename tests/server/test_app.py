@@ -217,7 +217,7 @@ async def test_ready_says_why_no_model_can_run(api: Api) -> None:
 
 
 async def test_ready_with_workers_names_their_models(api: Api) -> None:
-    api.leases.beat("one", {"models": ["ltx-tiny"], "unavailable": {"wan-tiny": "broken"}})
+    api.leases.beat("one", {"models": ["ltx-tiny"], "unavailable": {"atelier": "broken"}})
     api.leases.beat("two", {"models": ["animatediff-tiny", "ltx-tiny"]})
     answer = await api.http.get("/ready")
     assert answer.status_code == 200
@@ -225,7 +225,7 @@ async def test_ready_with_workers_names_their_models(api: Api) -> None:
         "ready": True,
         "workers": 2,
         "models": ["animatediff-tiny", "ltx-tiny"],
-        "unavailable": ["wan-tiny"],
+        "unavailable": ["atelier"],
     }
 
 

@@ -142,7 +142,7 @@ def good(result: Result) -> str:
 def test_jobs_are_listed_newest_first_with_what_becomes_of_them(served: Served, run: Callable[..., Result]) -> None:
     failed, waiting = served.submit(), served.submit()
     served.worker.fail(failed, "The GPU has too little memory.")
-    others = served.submit(model="wan-tiny", key=OTHER_KEY)
+    others = served.submit(model="atelier", key=OTHER_KEY)
     lines = good(run("jobs", "list")).splitlines()
     assert lines[0].split() == ["id", "model", "status", "progress", "made"]
     assert lines[1].split()[:4] == [waiting, "ltx-tiny", "queued", "next"]

@@ -76,13 +76,13 @@ async def test_filters_look_past_a_whole_chunk(
     api: Api, shared: Services, submit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.listing._CHUNK", 2)
-    wan = await submit(model="wan-tiny")
+    wan = await submit(model="atelier")
     made = [await submit() for _ in range(5)]
     api.fail(made[0])
-    assert ids(await jobs_of(shared, "alice", 10, model="wan-tiny")) == [wan]
+    assert ids(await jobs_of(shared, "alice", 10, model="atelier")) == [wan]
     failed = await jobs_of(shared, "alice", 1, statuses=frozenset({"failed"}))
     assert (ids(failed), failed.has_more) == ([made[0]], False)
-    assert ids(await jobs_of(shared, "alice", 10, statuses=frozenset({"failed"}), model="wan-tiny")) == []
+    assert ids(await jobs_of(shared, "alice", 10, statuses=frozenset({"failed"}), model="atelier")) == []
 
 
 async def test_a_filter_that_leaves_out_thousands_gives_a_short_page_that_leads_on(

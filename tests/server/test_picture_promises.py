@@ -21,7 +21,7 @@ PICTURE, OTHER = png(9, 7), png(7, 9)
 
 
 async def submit(api: Api, content: bytes, key: str) -> httpx2.Response:
-    body = {"model": "wan-tiny", "prompt": "Waves", "num_frames": 9, "image": base64.b64encode(content).decode()}
+    body = {"model": "atelier", "prompt": "Waves", "num_frames": 9, "image": base64.b64encode(content).decode()}
     return await api.http.post("/polyreel/v1/jobs", json=body, headers={"Authorization": f"Bearer {key}"})
 
 

@@ -38,7 +38,7 @@ def learn(api: Api, seconds: float = 20.0) -> None:
 
 def beat(api: Api, name: str, *jobs: str, loaded: tuple[str, ...] = ("ltx-tiny",)) -> None:
     """Let a worker say that it lives and which jobs it has."""
-    api.leases.beat(name, {"models": ["ltx-tiny", "wan-tiny"], "loaded": list(loaded), "jobs": list(jobs)})
+    api.leases.beat(name, {"models": ["ltx-tiny", "atelier"], "loaded": list(loaded), "jobs": list(jobs)})
 
 
 async def estimate(api: Api, stored: StoredJob) -> Estimate:
@@ -127,8 +127,8 @@ async def test_a_job_that_was_given_back_waits_at_its_old_place(api: Api) -> Non
 async def test_other_models_take_their_time_too(api: Api) -> None:
     learn(api)
     beat(api, "one")
-    other = replace(REQUEST, model="wan-tiny")
-    api.records.learn_seconds("wan-tiny", 50.0, shape=seconds_key(other), own_s=50.0)
+    other = replace(REQUEST, model="atelier")
+    api.records.learn_seconds("atelier", 50.0, shape=seconds_key(other), own_s=50.0)
     create(api, request=other)
     # The worker stays with what it has in memory.
     assert (await estimate(api, create(api))).eta_s == 20
@@ -246,7 +246,7 @@ async def test_a_waiting_job_that_cannot_be_read_keeps_its_place_and_breaks_noth
     learn(api)
     beat(api, "one")
     first, unreadable, last = create(api), create(api), create(api)
-    other = create(api, request=replace(REQUEST, model="wan-tiny"))
+    other = create(api, request=replace(REQUEST, model="atelier"))
     api.records.client.hset(job_key(unreadable.job.id), mapping=fields)
     assert await estimate(api, first) == Estimate(0, 20.0)
     # Nobody knows how long the one in the middle takes: it counts as the others do.
@@ -283,7 +283,7 @@ async def test_a_running_job_that_cannot_be_read_counts_as_the_others_do(api: Ap
 
 async def test_whatever_fails_while_the_length_of_a_job_is_looked_up_it_is_taken_in(api: Api) -> None:
     learn(api)
-    api.records.client.hset(SECONDS, "wan-tiny", "many")  # no version of ours writes this
+    api.records.client.hset(SECONDS, "atelier", "many")  # no version of ours writes this
     stored = await api.app.state.services.submit(REQUEST, dialect="modelslab", caller=Caller("alice"))
     assert (stored.job.status, stored.job.saved, stored.job.batch_key) == (JobStatus.QUEUED, True, "")
 
@@ -299,7 +299,7 @@ async def test_while_redis_is_away_a_submit_says_so(api: Api, monkeypatch: pytes
 
 
 async def test_a_model_that_a_worker_is_loading_counts_as_its_own(api: Api) -> None:
-    api.leases.beat("one", {"models": ["ltx-tiny"], "loaded": ["wan-tiny"], "loading": "ltx-tiny", "jobs": []})
+    api.leases.beat("one", {"models": ["ltx-tiny"], "loaded": ["atelier"], "loading": "ltx-tiny", "jobs": []})
     learn(api)
     waiting = create(api)
     assert (await estimate(api, waiting)).eta_s == pytest.approx(20.0)

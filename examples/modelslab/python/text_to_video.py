@@ -15,12 +15,12 @@ video = Video(client)
 answer = video.text_to_video(
     Text2Video(
         model_id="wan2.2",
-        prompt="a space station above the earth",
+        prompt="a green star spinning on a white background",
         output_type="mp4",
-        num_frames=16,
+        num_frames=17,
         width=256,
         height=256,
-        num_inference_steps=8,
+        num_inference_steps=20,
         fps=8,
         seed=7,
     )

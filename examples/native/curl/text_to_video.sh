@@ -4,8 +4,8 @@ set -euo pipefail
 
 id=$(curl -sS --fail-with-body "$BASE/polyreel/v1/jobs" \
   -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" -d '{
-    "model": "ltx", "prompt": "waves roll onto a beach at dawn",
-    "num_frames": 17, "height": 256, "width": 384, "num_inference_steps": 8, "seed": 7
+    "model": "wan2.2", "prompt": "a yellow triangle growing on a navy background",
+    "num_frames": 17, "height": 256, "width": 384, "num_inference_steps": 20, "seed": 7
   }' | jq -r .id)
 # The stream ends with the job; an event is a line "event: NAME" and a line "data: JSON".
 curl -sSN --fail "$BASE/polyreel/v1/jobs/$id/events" -H "Authorization: Bearer $KEY" | grep '^event: ' >&2

@@ -13,8 +13,8 @@ async function call(path, options = {}) {
 const submitted = await call("jobs", {
   method: "POST",
   body: JSON.stringify({
-    model: "ltx", prompt: "waves roll onto a beach at dawn",
-    num_frames: 17, height: 256, width: 384, num_inference_steps: 8, seed: 7,
+    model: "wan2.2", prompt: "a yellow triangle growing on a navy background",
+    num_frames: 17, height: 256, width: 384, num_inference_steps: 20, seed: 7,
   }),
 });
 let job = await submitted.json();

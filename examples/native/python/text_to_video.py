@@ -8,12 +8,12 @@ from urllib.request import Request, urlopen
 
 BASE, HEADERS = os.environ["BASE"], {"Authorization": f"Bearer {os.environ['KEY']}", "Content-Type": "application/json"}
 wanted = {
-    "model": "ltx",
-    "prompt": "waves roll onto a beach at dawn",
+    "model": "wan2.2",
+    "prompt": "a yellow triangle growing on a navy background",
     "num_frames": 17,
     "height": 256,
     "width": 384,
-    "num_inference_steps": 8,
+    "num_inference_steps": 20,
     "seed": 7,
 }
 with urlopen(Request(f"{BASE}/polyreel/v1/jobs", json.dumps(wanted).encode(), HEADERS)) as answer:

@@ -4,9 +4,10 @@ set -euo pipefail
 
 id=$(curl -sS --fail-with-body "$BASE/v3/async/txt2video" \
   -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" -d '{
-    "model_name": "darkSushiMixMix_225D_64380.safetensors",
-    "height": 256, "width": 256, "steps": 8, "seed": 7,
-    "prompts": [{"frames": 8, "prompt": "a street at dusk"}, {"frames": 8, "prompt": "the street at dawn"}]
+    "model_name": "wan2.2",
+    "height": 256, "width": 256, "steps": 20, "seed": 7,
+    "prompts": [{"frames": 17, "prompt": "a red circle moving right on a black background"},
+                {"frames": 16, "prompt": "a blue circle moving right on a black background"}]
   }' | jq -r .task_id)
 while result=$(curl -sS --fail-with-body "$BASE/v3/async/task-result?task_id=$id" -H "Authorization: Bearer $KEY"); do
   case $(jq -r .task.status <<< "$result") in

@@ -6,9 +6,12 @@ const { BASE, KEY } = process.env;
 const novita = new NovitaSDK(KEY);
 novita.setBaseUrl(BASE);
 const { task_id } = await novita.txt2Video({
-  model_name: "darkSushiMixMix_225D_64380.safetensors",
-  height: 256, width: 256, steps: 8, seed: 7, guidance_scale: 7.5,
-  prompts: [{ frames: 8, prompt: "a street at dusk" }, { frames: 8, prompt: "the street at dawn" }],
+  model_name: "wan2.2",
+  height: 256, width: 256, steps: 20, seed: 7, guidance_scale: 7.5,
+  prompts: [
+    { frames: 17, prompt: "a red circle moving right on a black background" },
+    { frames: 16, prompt: "a blue circle moving right on a black background" },
+  ],
 });
 let result;
 do {

@@ -8,14 +8,14 @@ from novita_client import NovitaClient, Txt2VideoPrompt
 
 client = NovitaClient(os.environ["KEY"], os.environ["BASE"])
 result = client.txt2video(
-    model_name="darkSushiMixMix_225D_64380.safetensors",
+    model_name="wan2.2",
     prompts=[
-        Txt2VideoPrompt(frames=8, prompt="a street at dusk"),
-        Txt2VideoPrompt(frames=8, prompt="the street at dawn"),
+        Txt2VideoPrompt(frames=17, prompt="a red circle moving right on a black background"),
+        Txt2VideoPrompt(frames=16, prompt="a blue circle moving right on a black background"),
     ],
     height=256,
     width=256,
-    steps=8,
+    steps=20,
     seed=7,
     guidance_scale=7.5,
     loras=[],  # the client fails before it sends where these two are left out

@@ -5,8 +5,8 @@ import OpenAI from "openai";
 const { BASE, KEY } = process.env;
 const client = new OpenAI({ baseURL: `${BASE}/v1`, apiKey: KEY });
 let video = await client.videos.create({
-  model: "sora-2", prompt: "A calico cat playing a piano on stage", size: "256x256", seconds: "1",
-  num_inference_steps: 8, seed: 7, // fields of this server's own
+  model: "sora-2", prompt: "a blue square falling on a pink background", size: "256x256", seconds: "1",
+  num_inference_steps: 20, seed: 7, // fields of this server's own
 });
 while (video.status === "queued" || video.status === "in_progress") {
   await new Promise((resolve) => setTimeout(resolve, 1000));

@@ -8,10 +8,10 @@ from openai import OpenAI
 client = OpenAI(base_url=f"{os.environ['BASE']}/v1", api_key=os.environ["KEY"])
 video = client.videos.create_and_poll(
     model="sora-2",
-    prompt="A calico cat playing a piano on stage",
+    prompt="a blue square falling on a pink background",
     size="256x256",  # beyond OpenAI's own sizes, which are types of the client and work as well
     seconds="1",
-    extra_body={"num_inference_steps": 8, "seed": 7},  # fields of this server's own
+    extra_body={"num_inference_steps": 20, "seed": 7},  # fields of this server's own
 )
 if video.status != "completed":
     sys.exit(f"{video.error}")

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The first request of the handler's card, which asks for a webm; files come in base64.
+# The handler's own request, which asks for a webm; files come in base64.
 set -euo pipefail
 
 curl -sS --fail-with-body "$BASE/" \
   -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" \
   -d '{
     "inputs": {
-      "prompt": "a cyberpunk street in rain, neon lights",
-      "num_frames": 16, "width": 256, "height": 256, "num_inference_steps": 8, "seed": 7,
+      "prompt": "a purple star bouncing on a white background",
+      "num_frames": 17, "width": 256, "height": 256, "num_inference_steps": 20, "seed": 7,
       "outputs": ["webm"]
     }
   }' \

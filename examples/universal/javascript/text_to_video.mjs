@@ -7,8 +7,8 @@ const answer = await fetch(`${BASE}/`, {
   headers: { Authorization: `Bearer ${KEY}`, "Content-Type": "application/json" },
   body: JSON.stringify({
     inputs: {
-      prompt: "a cyberpunk street in rain, neon lights",
-      num_frames: 16, width: 256, height: 256, num_inference_steps: 8, seed: 7,
+      prompt: "a purple star bouncing on a white background",
+      num_frames: 17, width: 256, height: 256, num_inference_steps: 20, seed: 7,
       outputs: ["webm"],
     },
   }),

@@ -8,11 +8,11 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 inputs = {
-    "prompt": "a cyberpunk street in rain, neon lights",
-    "num_frames": 16,
+    "prompt": "a purple star bouncing on a white background",
+    "num_frames": 17,
     "width": 256,
     "height": 256,
-    "num_inference_steps": 8,
+    "num_inference_steps": 20,
     "seed": 7,
     "outputs": ["webm"],
 }

@@ -26,9 +26,9 @@ DIALECT = Dialect(
     about="`POST /models/{model}` answers with the video itself, as Hugging Face's Inference API does.",
     example=Example(
         title="answers with the mp4 itself",
-        path="/models/Lightricks/LTX-Video",
+        path="/models/Wan-AI/Wan2.1-T2V-1.3B",
         headers={"Authorization": "Bearer {key}", "Content-Type": "application/json"},
-        body={"inputs": "An astronaut riding a horse on the moon"},
+        body={"inputs": "a red circle moving right on a black background"},
         saves_to="huggingface.mp4",
     ),
 )

@@ -48,16 +48,16 @@ DIALECT = Dialect(
     title="Polyreel",
     about="Our own API: all that the server can do, and the jobs of every dialect. The web page uses only this.",
     example=Example(
-        title="an mp4 of 9 frames; ask for the job at its Location",
+        title="an mp4 of 17 frames; ask for the job at its Location",
         path="/polyreel/v1/jobs",
         headers={"Authorization": "Bearer {key}", "Content-Type": "application/json"},
         body={
-            "model": "ltx",
-            "prompt": "Waves roll onto a beach at dawn",
-            "num_frames": 9,
+            "model": "wan2.2",
+            "prompt": "a red circle moving right on a black background",
+            "num_frames": 17,
             "height": 256,
             "width": 384,
-            "num_inference_steps": 8,
+            "num_inference_steps": 20,
         },
     ),
 )

@@ -215,28 +215,19 @@ DIALECT = Dialect(
     check=check,
     webhook=webhook,
     example=Example(
-        title="four prompts in one mp4 (shortened from Novita's own: 4x8 frames, 256 px, 8 steps)",
+        title="two prompts in one mp4",
         path="/v3/async/txt2video",
         headers={"Authorization": "Bearer {key}", "Content-Type": "application/json"},
         body={
-            "model_name": "darkSushiMixMix_225D_64380.safetensors",
+            "model_name": "wan2.2",
             "height": 256,
             "width": 256,
-            "steps": 8,
+            "steps": 20,
             "seed": -1,
             "prompts": [
-                {"frames": 8, "prompt": "In the wintry dusk, a little girl holds matches tightly."},
-                {"frames": 8, "prompt": "A little girl, barefoot on the frosty pavement, seeks solace."},
-                {
-                    "frames": 8,
-                    "prompt": "A little girl with each match experiences a fleeting dance of warmth and hope.",
-                },
-                {"frames": 8, "prompt": "In the quiet night, a little girl's silent story unfolds."},
+                {"frames": 17, "prompt": "a red circle moving right on a black background"},
+                {"frames": 16, "prompt": "a blue circle moving right on a black background"},
             ],
-            "negative_prompt": (
-                "nsfw, ng_deepnegative_v1_75t, badhandv4, (worst quality:2), (low quality:2), (normal quality:2), "
-                "lowres, ((monochrome)), ((grayscale)), watermark"
-            ),
         },
     ),
 )

@@ -34,6 +34,6 @@ DIALECT = Dialect(
         title="answers with a video's id",
         path="/v1/videos",
         headers={"Authorization": "Bearer {key}", "Content-Type": "application/json"},
-        body={"prompt": "A calico cat playing a piano on stage", "seconds": "1", "size": "256x256"},
+        body={"prompt": "a red circle moving right on a black background", "seconds": "1", "size": "256x256"},
     ),
 )

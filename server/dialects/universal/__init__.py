@@ -30,8 +30,8 @@ DIALECT = Dialect(
         headers={"Authorization": "Bearer {key}", "Content-Type": "application/json"},
         body={
             "inputs": {
-                "prompt": "a cyberpunk street in rain, neon lights",
-                "num_frames": 24,
+                "prompt": "a red circle moving right on a black background",
+                "num_frames": 17,
                 "outputs": ["gif"],
             }
         },
