@@ -7,7 +7,7 @@ the server knows it: it is loaded by the family that runs every other Wan checkp
 | module | |
 |---|---|
 | `world`, `captions` | what there is, drawn and said: the data |
-| `words`, `vae`, `narrow`, `pool`, `denoiser`, `loras` | the parts and how each is trained |
+| `words`, `vae`, `narrow`, `pool`, `denoiser`, `learning`, `loras` | the parts and how each is trained |
 | `optimizers` | what they are trained with |
 | `training`, `assemble` | all of it in turn, and the checkpoint |
 | `judge`, `figures`, `sheet` | what a clip shows, and how often that is what was said |

@@ -26,6 +26,8 @@ def main() -> None:
     training.add_argument("--threads", type=int, default=0, help="0 is one per core; fewer beside other load")
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--device", default="cpu", help='"cuda" where there is one')
+    training.add_argument("--processes", type=int, default=1, help="how many train the denoiser, of one thread each")
+    training.add_argument("--start", type=Path, help="a checkpoint folder to go on from, such as the shipped one")
     training.add_argument("--compile", action="store_true", help="compile the transformer; needs a C++ compiler")
     for name, steps in STEPS.items():
         training.add_argument(f"--{name}-steps", type=int, default=steps)
@@ -56,7 +58,9 @@ def _train(chosen: argparse.Namespace) -> None:
             lora_steps=chosen.lora_steps,
             clips=chosen.clips,
             seed=chosen.seed,
+            start=chosen.start,
             device=chosen.device,
+            processes=chosen.processes,
             compiled=chosen.compile,
         )
     )

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.atelier.denoiser import Denoiser, Pool, loss_of, statistics
+from models.atelier.denoiser import Denoiser
+from models.atelier.learning import Pool, loss_of, statistics
 from models.atelier.optimizers import Optimizers
 from models.atelier.pool import KINDS, SHARD, fill
 
@@ -67,5 +68,5 @@ def train(
         if (step + 1) % 50 == 0:
             say(f"{style} {step + 1}/{steps} {time.monotonic() - began:.0f} s loss {np.mean(losses[-50:]):.4f}")
     tensors = get_peft_model_state_dict(transformer, adapter_name=style)
-    transformer.delete_adapters([style])
+    transformer.unload_lora()  # the layers are plain again, as the checkpoint needs them
     return {f"transformer.{name}": tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}

@@ -24,14 +24,17 @@ CHANNELS = 14
 _BESIDE = ("quant_conv.", "post_quant_conv.", "encoder.conv_out.", "decoder.conv_in.")
 
 
-def narrowed(work: Path, wide: Any, *, seed: int = 0) -> Any:
-    """Return the VAE of `work/narrow.pt`, or narrow `wide` and keep it there: what is encoded must stay decodable."""
+def keep(work: Path, narrowed: Any) -> None:
+    """Keep a VAE of `CHANNELS` as `work/narrow.pt`: what it has encoded must stay decodable."""
     state_file = work / "narrow.pt"
-    if not state_file.exists():
-        torch.save(narrow(wide, seed=seed).state_dict(), state_file.with_suffix(".new"))
-        state_file.with_suffix(".new").rename(state_file)
-    made = vaes.make(CHANNELS).to(wide.device)
-    made.load_state_dict(torch.load(state_file, map_location=wide.device, weights_only=True))
+    torch.save(narrowed.state_dict(), state_file.with_suffix(".new"))
+    state_file.with_suffix(".new").rename(state_file)
+
+
+def kept(work: Path, device: Any = "cpu") -> Any:
+    """Return the VAE of `work/narrow.pt`; Any: a diffusers.AutoencoderKLWan."""
+    made = vaes.make(CHANNELS).to(device)
+    made.load_state_dict(torch.load(work / "narrow.pt", map_location=device, weights_only=True))
     return made.eval()
 
 

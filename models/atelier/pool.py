@@ -15,7 +15,7 @@ import torch
 
 from models.atelier.captions import caption
 from models.atelier.vae import to_tensor
-from models.atelier.world import BACKGROUNDS, COLOURS, SHAPES, Clip, Scene, plan, random_scene
+from models.atelier.world import BACKGROUNDS, COLOURS, CORNERS, MOTIONS, SHAPES, Clip, Scene, plan, random_scene
 
 #: Most clips in a shard.
 SHARD = 64
@@ -52,15 +52,19 @@ KINDS = (
     Kind(17, 80, 144, 0.10),
     Kind(17, 144, 80, 0.10),
     Kind(9, 96, 96, 0.08),
-    Kind(33, 96, 96, 0.12),
-    Kind(33, 80, 144, 0.04),
-    Kind(33, 144, 80, 0.04),
+    Kind(33, 96, 96, 0.08),
+    Kind(33, 80, 144, 0.02),
+    Kind(33, 144, 80, 0.02),
     Kind(17, 96, 96, 0.06, spans=True),
-    Kind(33, 96, 96, 0.04, spans=True),
-    Kind(1, 96, 96, 0.5),
-    Kind(1, 80, 144, 0.1),
-    Kind(1, 144, 80, 0.1),
+    Kind(33, 96, 96, 0.02, spans=True),
+    Kind(1, 96, 96, 0.7),
+    Kind(1, 80, 144, 0.14),
+    Kind(1, 144, 80, 0.14),
 )
+
+
+#: How many more single pictures than clips there are of the same share; they cost as much less.
+PICTURES = 5
 
 
 @dataclass
@@ -68,6 +72,32 @@ class Sample:
     """A clip of the pool, before its caption is written."""
 
     clip: Clip
+
+    @property
+    def labels(self) -> tuple[int, int]:
+        """Which of `SHAPES` and `MOTIONS` the only thing is and does; -1 where there are two, or where that changes."""
+        [(scene, num_frames), *others] = self.clip.spans
+        if len(scene.things) > 1:
+            return -1, -1
+        thing = scene.things[0]
+        changes = any(other.things[0].shape != thing.shape for other, _length in others)
+        return -1 if changes else SHAPES.index(thing.shape), MOTIONS.index(thing.motion) if num_frames > 1 else -1
+
+    @property
+    def places(self) -> np.ndarray:
+        """Where things are in each latent frame: (2, T, 5), NaN for a second thing that is not there.
+
+        x and y of the centre and the radius, in tokens of 16 pixels; cosine and sine of the angle times the number of
+        corners, so that a shape that looks the same has the same.
+        """
+        found = np.full((2, (len(self.clip.ways[0].x) - 1) // 4 + 1, 5), np.nan, np.float32)
+        tokens = min(self.clip.height, self.clip.width) / 16
+        for thing, way, place in zip(self.clip.spans[0][0].things, self.clip.ways, found, strict=False):
+            angle = way.angle[::4] * CORNERS[thing.shape]
+            place[:] = np.stack(
+                [*(v[::4] * tokens for v in (way.x, way.y, way.radius)), np.cos(angle), np.sin(angle)], 1
+            )
+        return found
 
     def captions(self, rng: np.random.Generator) -> tuple[list[str], list[int]]:
         """Return the captions of the clip's spans, and which of them holds in each latent frame."""

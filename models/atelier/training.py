@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.atelier import assemble, denoiser, figures, loras, narrow, pool, vae
-from models.atelier.denoiser import Denoiser, generate, statistics
+from models.atelier import assemble, figures, learning, loras, narrow, pool, vae
+from models.atelier.denoiser import Denoiser, generate
 from models.atelier.figures import prompts_of, scenes, score
-from models.atelier.pool import KINDS, SHARD
+from models.atelier.learning import statistics
+from models.atelier.pool import KINDS, PICTURES, SHARD
 from models.atelier.world import STYLES
 
 
@@ -31,7 +33,9 @@ class Plan:
         work: folder for states, clips, pictures and the log.
         folder: where the checkpoint goes.
         clips: how many the denoiser learns from.
+        start: a checkpoint folder to go on from, in place of nothing: its VAE stays as it is.
         device: "cpu", "cuda" or "cuda:N".
+        processes: how many train the denoiser together, of one thread each.
         compiled: compile the transformer's blocks, for about a quarter more speed after minutes of compiling.
     """
 
@@ -42,26 +46,34 @@ class Plan:
     lora_steps: int
     clips: int
     seed: int = 0
+    start: Path | None = None
     device: str = "cpu"
+    processes: int = 1
     compiled: bool = False
 
 
 def train(plan: Plan) -> None:
     """Train what is not trained yet, and write the checkpoint."""
     plan.work.mkdir(parents=True, exist_ok=True)
-    say = _log(plan.work / "training.log")
+    say = partial(_say, plan.work / "training.log")
     say(f"torch {torch.__version__} on {plan.device}, {torch.get_num_threads()} threads, seed {plan.seed}")
-    wide = vae.train(plan.work, steps=plan.vae_steps, seed=plan.seed, device=plan.device, say=say).eval()
-    coder = narrow.narrowed(plan.work, wide, seed=plan.seed)
+    if plan.start and not (plan.work / "denoiser.pt").exists():
+        say(f"starting from {plan.start}")
+        _start(plan.work, plan.start)
+    if not (plan.work / "narrow.pt").exists():
+        wide = vae.train(plan.work, steps=plan.vae_steps, seed=plan.seed, device=plan.device, say=say)
+        narrow.keep(plan.work, narrow.narrow(wide.eval(), seed=plan.seed))
+    coder = narrow.kept(plan.work, plan.device)
     fill(plan.work / "pool", coder, plan.clips, say)
-    learnt = denoiser.train(
+    learnt = learning.train(
         plan.work,
         steps=plan.denoiser_steps,
         seed=plan.seed,
         device=plan.device,
-        say=say,
+        processes=plan.processes,
         compiled=plan.compiled,
-        test=lambda average: _look(plan.work, coder, average),
+        say=say,
+        look=partial(_look, plan.work),
     )
     styles = {
         style: loras.train(
@@ -81,32 +93,36 @@ def train(plan: Plan) -> None:
     shutil.copyfile(plan.work / "training.log", plan.folder / "training.log")
 
 
-def _log(path: Path) -> Callable[[str], None]:
-    """Return what prints a line and keeps it."""
+def _say(log: Path, line: str) -> None:
+    """Print a line and keep it."""
+    line = f"{time.strftime('%H:%M:%S')} {line}\n"
+    sys.stdout.write(line)
+    sys.stdout.flush()
+    with log.open("a", encoding="utf-8") as file:
+        file.write(line)
 
-    def say(line: str) -> None:
-        line = f"{time.strftime('%H:%M:%S')} {line}"
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-        with path.open("a", encoding="utf-8") as log:
-            log.write(line + "\n")
 
-    return say
+def _start(work: Path, checkpoint: Path) -> None:
+    """Take the weights of a checkpoint for what has been trained so far."""
+    pipeline = figures.load(checkpoint)
+    narrow.keep(work, pipeline.vae)
+    learning.start_from(work, pipeline.transformer, pipeline.text_encoder)
 
 
 def fill(folder: Path, coder: Any, clips: int, say: Callable[[str], None]) -> None:
     """Draw and encode what is missing of the clips, in the kinds' shares."""
     began = time.monotonic()
     for kind in KINDS:
-        count = max(1, round(kind.share * clips))
+        count = max(1, round(kind.share * clips * (PICTURES if kind.num_frames == 1 else 1)))
         for shard, start in enumerate(range(0, count, SHARD)):
             pool.fill(folder, coder, kind, shard, clips=min(SHARD, count - start))
         say(f"clips {kind.name}: {count}, {time.monotonic() - began:.0f} s")
 
 
 @torch.no_grad()
-def _look(work: Path, coder: Any, average: Denoiser) -> str:
+def _look(work: Path, average: Denoiser) -> str:
     """Make some clips with the averaged weights, draw them, and say how often they are right."""
+    coder = narrow.kept(work, average.transformer.device)
     mean, std = (values.view(1, -1, 1, 1, 1) for values in statistics(work / "pool"))
     said = []
     for name in ("trained", "held_out"):

@@ -125,6 +125,10 @@ _POLYGONS = {
 }
 
 
+#: How often a shape looks the same in one turn; a circle always does.
+CORNERS = {"circle": 0, **{shape: corners for shape, (corners, _outer, _inner) in _POLYGONS.items()}}
+
+
 def distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """Return the signed distance to a shape's border, below 0 inside.
 

@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.atelier import denoiser as denoisers
+from models.atelier import figures, learning
 from models.atelier import narrow as narrows
 from models.atelier import vae as vaes
 from models.atelier.captions import caption, vocabulary
 from models.atelier.denoiser import MAX_SEQUENCE_LENGTH, WORDS, encode, new_denoiser
 from models.atelier.optimizers import Optimizers, orthogonal
+from models.atelier.pool import KINDS, Kind, Sample, fill, sample_of
 from models.atelier.words import make_tokenizer
-from models.atelier.world import random_scene
+from models.atelier.world import MOTIONS, SHAPES, random_scene
 
 CAPTIONS = ("a red circle", "a large blue star moving left on a white background")
 
@@ -206,16 +209,99 @@ def test_narrowing_keeps_the_channels_of_most_variance_uncorrelated(wide) -> Non
     )
 
 
-def test_a_training_that_goes_on_decodes_what_it_encoded_before(wide, tmp_path: Path) -> None:
-    first = narrows.narrowed(tmp_path, wide, seed=0)
-    again = narrows.narrowed(tmp_path, wide, seed=1)
+def scene_of(kind: Kind, *, things: int, shape: str = "") -> Sample:
+    """Return the first clip of a kind that has so many things, of a shape."""
+    samples = (sample_of(kind, seed) for seed in range(1000))
+    return next(
+        sample
+        for sample in samples
+        if len(sample.clip.spans[0][0].things) == things and shape in ("", sample.clip.spans[0][0].things[0].shape)
+    )
 
-    assert all((again.state_dict()[name] == value).all() for name, value in first.state_dict().items())
+
+def test_places_are_where_things_are_drawn() -> None:
+    kind = KINDS[1]
+    sample = scene_of(kind, things=1, shape="star")
+
+    first, second = sample.places
+
+    assert first.shape == (5, 5)  # latent frames; x, y, radius, cosine, sine
+    assert np.isnan(second).all()
+    assert (kind.num_frames, kind.height, kind.width) == (17, 80, 144)
+    frames = sample.clip.draw()
+    for latent_frame, (x, y, radius, cosine, sine) in enumerate(first):
+        away = np.abs(frames[4 * latent_frame] - frames[0, 0, 0]).sum(-1) > 0.3
+        rows, columns = np.nonzero(away)
+        assert (columns.mean() + 0.5) / 16 == pytest.approx(x, abs=0.1)
+        assert (rows.mean() + 0.5) / 16 == pytest.approx(y, abs=0.1)
+        assert np.sqrt(away.sum() / np.pi) / 16 == pytest.approx(radius, rel=0.2)
+        assert cosine**2 + sine**2 == pytest.approx(1)
+
+
+def test_only_one_thing_that_stays_what_it_is_has_labels() -> None:
+    alone, pair = scene_of(KINDS[0], things=1), scene_of(KINDS[0], things=2)
+    picture = scene_of(KINDS[-3], things=1)
+    thing = alone.clip.spans[0][0].things[0]
+
+    assert (SHAPES[alone.labels[0]], MOTIONS[alone.labels[1]]) == (thing.shape, thing.motion)
+    assert pair.labels == (-1, -1)
+    assert (picture.labels[0] >= 0, picture.labels[1]) == (True, -1)
+
+
+def test_tokens_that_know_where_they_are_have_no_loss_and_others_have(denoiser) -> None:
+    """The answers are the first numbers of what is remembered, whose truth is written there."""
+    samples = [scene_of(KINDS[0], things=1), scene_of(KINDS[0], things=2)]
+    thing = torch.ones(2, 5, 12, 12, dtype=torch.bool)
+    places = torch.from_numpy(np.stack([sample.places for sample in samples]))
+    batch = learning.Batch(torch.zeros(0), thing, [], None, torch.zeros(0), places)
+    row, column = torch.meshgrid(torch.arange(6) + 0.5, torch.arange(6) + 0.5, indexing="ij")
+    truth = torch.zeros(2, 5, 6, 6, 5)
+    for clip, sample in enumerate(samples):
+        for frame in range(5):
+            for y in range(6):
+                for x in range(6):
+                    seen = [place[frame] for place in sample.places if not np.isnan(place[frame]).any()]
+                    away = [np.hypot(p[0] - column[y, x], p[1] - row[y, x]) - p[2] for p in seen]
+                    nearest = torch.from_numpy(seen[int(np.argmin(away))])
+                    truth[clip, frame, y, x] = nearest - torch.tensor([column[y, x], row[y, x], 0, 0, 0])
+    kept, denoiser.halfway = denoiser.halfway, torch.nn.functional.pad(truth.flatten(1, 3), (0, 187))
+    answers, denoiser.places = denoiser.places, torch.nn.Linear(192, 5, bias=False)
+    try:
+        with torch.no_grad():
+            denoiser.places.weight.copy_(torch.eye(5, 192))
+        assert learning.placing_loss(denoiser, batch).item() == pytest.approx(0, abs=1e-9)
+        denoiser.halfway = denoiser.halfway + 1
+        assert learning.placing_loss(denoiser, batch).item() == pytest.approx(1, abs=1e-4)
+    finally:
+        denoiser.halfway, denoiser.places = kept, answers
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_mean_of_their_gradients(tmp_path: Path, wide) -> None:
+    coder = narrows.narrow(wide, clips=4)
+    for kind in KINDS:
+        fill(tmp_path / "pool", coder, kind, 0, clips=2)
+    pool = learning.Pool(tmp_path / "pool", *learning.statistics(tmp_path / "pool"))
+    kind = KINDS[np.random.default_rng([0, 5, 0]).choice(len(KINDS), p=SHARES)]
+    alone = new_denoiser(0)
+    for rank in (0, 1):
+        (learning.loss_of(alone, pool, np.random.default_rng([0, 6, 0, rank]), kind) / 2).backward()
+    Optimizers(alone.named_parameters(), steps=1, muon=0.01, adam=1.5e-3, warm_up=100).step(0)
+
+    learning.train(tmp_path, steps=1, processes=2)
+
+    state = torch.load(tmp_path / "denoiser.pt", weights_only=True)
+    assert state["done"] == 1
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(state["denoiser"][name], value, atol=2e-4, rtol=1e-3, msg=name)
+
+
+SHARES = np.array([kind.share for kind in KINDS]) / sum(kind.share for kind in KINDS)
 
 
 @pytest.mark.slow
 def test_the_command_trains_a_checkpoint_from_nothing_and_goes_on_when_it_is_called_again(tmp_path: Path) -> None:
-    def train(denoiser_steps: int) -> str:
+    def train(denoiser_steps: int, *more: str) -> str:
         command = [
             sys.executable,
             "-m",
@@ -226,19 +312,28 @@ def test_the_command_trains_a_checkpoint_from_nothing_and_goes_on_when_it_is_cal
             "--to",
             tmp_path / "to",
         ]
-        command += ["--vae-steps", "2", "--lora-steps", "1", "--clips", "60", "--threads", "1"]
+        command += ["--vae-steps", "2", "--lora-steps", "1", "--clips", "60", "--threads", "1", *more]
         done = subprocess.run(
-            [*map(str, command), "--denoiser-steps", str(denoiser_steps)], check=True, capture_output=True, text=True
+            [*map(str, command), "--denoiser-steps", str(denoiser_steps)],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         return done.stdout
 
     first = train(1)
     made = json.loads((tmp_path / "to" / "model_index.json").read_text())
     assert (made["_class_name"], made["expand_timesteps"]) == ("WanPipeline", True)
+    pipeline = figures.load(tmp_path / "to")
+    assert not [name for name in pipeline.transformer.state_dict() if "base_layer" in name]
+    weights = load_file(tmp_path / "to" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert set(weights) == set(pipeline.transformer.state_dict())
     assert {path.name for path in (tmp_path / "to" / "loras").iterdir()} == {"outline.safetensors", "neon.safetensors"}
     assert "clips 17x96x96: 25" in first
     assert (tmp_path / "work" / "denoiser-trained.png").read_bytes().startswith(b"\x89PNG")
-    assert "denoiser: going on after step 1" in train(2)
+    assert "denoiser: going on after step 1" in train(2, "--processes", "2")
+    (tmp_path / "work" / "denoiser.pt").unlink()
+    assert f"starting from {tmp_path / 'to'}" in train(1, "--start", str(tmp_path / "to"))
 
 
 def test_the_denoiser_says_what_it_is_made_of() -> None:
