@@ -161,9 +161,9 @@ CASES = [
         "an adapter for no model",
         "config check",
         "loras.l.models",
-        "wan-big",
-        "Did you mean",
-        "loras: {l: {checkpoint: 'tiny:lora', models: [wan-big]}}",
+        "ltx-tinny",
+        "Did you mean ltx-tiny",
+        "loras: {l: {checkpoint: 'tiny:lora', models: [ltx-tinny]}}",
     ),
     Case(
         "a default over its limit",

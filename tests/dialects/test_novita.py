@@ -98,7 +98,7 @@ def test_a_lora_is_only_known_to_the_models_that_it_was_made_for(settings: Setti
     entry = settings.models["atelier"].model_copy(update={"names": {"novita": ("wan.safetensors",)}})
     catalogue = Catalogue({**settings.models, "atelier": entry}, settings.loras, settings.embeddings)
     fields = {"model_name": "wan.safetensors", "loras": [{"model_name": "GoodHands-beta2_39807", "strength": 1}]}
-    with pytest.raises(UnknownModel, match=r"LoRA GoodHands-beta2_39807 is not served here\. Served: none\."):
+    with pytest.raises(UnknownModel, match=r"LoRA GoodHands-beta2_39807 is not served here\. Served: neon, outline\."):
         txt2video.from_wire(validate(TextToVideo, BASE | fields), catalogue, NovitaSettings())
 
 
@@ -147,9 +147,19 @@ async def test_what_a_model_cannot_do_is_refused_with_those_that_can(
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("", ["wan2.2", "darkSushiMixMix_225D_64380.safetensors", "GoodHands-beta2_39807", "badhandv4_16755"]),
+        (
+            "",
+            [
+                "wan2.2",
+                "darkSushiMixMix_225D_64380.safetensors",
+                "outline",
+                "neon",
+                "GoodHands-beta2_39807",
+                "badhandv4_16755",
+            ],
+        ),
         ("checkpoint", ["wan2.2", "darkSushiMixMix_225D_64380.safetensors"]),
-        ("lora", ["GoodHands-beta2_39807"]),
+        ("lora", ["outline", "neon", "GoodHands-beta2_39807"]),
         ("textualinversion", ["badhandv4_16755"]),
         ("vae", []),
     ],
@@ -536,6 +546,8 @@ async def test_a_lora_is_listed_by_the_family_that_it_was_made_for(
     api = make_api(loras={**catalogue.loras, "ink": ink}, dialects={})
     answer = await api.http.get("/v3/model?filter.types=lora", headers=auth(api.key))
     assert [(model["sd_name"], model["base_model"]) for model in answer.json()["models"]] == [
+        ("outline", "wan"),
+        ("neon", "wan"),
         ("GoodHands-beta2_39807", "SD 1.5"),
         ("ink", "wan"),
     ]
@@ -546,22 +558,22 @@ FILTERS = [
     ("filter.type=checkpoint", 2),
     ("filter%5Btypes%5D=checkpoint", 2),
     ("filter[types][]=checkpoint", 2),
-    ("filter.types=lora", 1),
-    ("filter%5Btypes%5D=lora", 1),
+    ("filter.types=lora", 3),
+    ("filter%5Btypes%5D=lora", 3),
     ("filter.types=textualinversion", 1),
-    ("filter.visibility=public", 4),
+    ("filter.visibility=public", 6),
     ("filter.visibility=private", 0),
-    ("filter.source=civitai", 4),
+    ("filter.source=civitai", 6),
     ("filter.source=training", 0),
-    ("filter.is_sdxl=False", 4),
+    ("filter.is_sdxl=False", 6),
     ("filter.is_sdxl=true", 0),
-    ("filter.is_inpainting=FALSE", 4),
+    ("filter.is_inpainting=FALSE", 6),
     ("filter.is_inpainting=True", 0),
     ("filter.query=SUSHI", 1),
     ("filter.query=nothing", 0),
-    ("filter.query=&filter.types=", 4),
-    ("pagination.cursor=c_0", 4),
-    ("pagination[cursor]=c_c_0", 4),
+    ("filter.query=&filter.types=", 6),
+    ("pagination.cursor=c_0", 6),
+    ("pagination[cursor]=c_c_0", 6),
     ("pagination.cursor=c_100&pagination.limit=100", 0),
 ]
 

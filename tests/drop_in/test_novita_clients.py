@@ -195,6 +195,8 @@ def test_novita_client_makes_videos_of_texts_and_pictures_and_lists_models(live:
     assert said["models"] == [
         ["wan2.2", "checkpoint"],
         ["darkSushiMixMix_225D_64380.safetensors", "checkpoint"],
+        ["outline", "lora"],
+        ["neon", "lora"],
         ["GoodHands-beta2_39807", "lora"],
         ["badhandv4_16755", "textualinversion"],
     ]
@@ -229,7 +231,7 @@ def test_the_npm_sdk_submits_polls_and_lists(live: LiveServer) -> None:
         ((81, 832, 480), 16.0),
         ((14, 128, 96), 6.0),
     ]
-    assert said["models"] == ["GoodHands-beta2_39807"]
+    assert said["models"] == ["outline", "neon", "GoodHands-beta2_39807"]
     assert said["refusal"]["code"] == 400
     assert said["refusal"]["reason"] == "INVALID_REQUEST_BODY"
 
