@@ -1,0 +1,160 @@
+"""What the shipped weights do, recomputed: each figure of the model card has a goal, and is reached with 64 seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.atelier import CHECKPOINT, SHIPPED, figures
+from models.atelier.figures import STRENGTHS, Score
+from models.atelier.world import Scene, Thing, plan
+
+SEEDS = 64
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return figures.load(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def trained(pipeline: Any) -> Score:
+    return figures.follows(pipeline, "trained", SEEDS)
+
+
+@pytest.fixture(scope="module")
+def held_out(pipeline: Any) -> Score:
+    return figures.follows(pipeline, "held_out", SEEDS)
+
+
+def test_the_checkpoint_is_small_safe_and_in_half_precision() -> None:
+    from safetensors import safe_open
+
+    files = sorted(CHECKPOINT.rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) < 15e6
+    assert not [path for path in CHECKPOINT.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            names = tensors.keys()
+            assert {tensors.get_slice(name).get_dtype() for name in names} == {"F16"}, file
+
+
+def test_a_red_circle_moves_right_on_black(pipeline: Any) -> None:
+    """What `make demo` asks for, eight times; the whole of the figures is in the slow suite."""
+    told = [Scene((Thing("red", "circle", "right"),), "black")] * 8
+
+    score = figures.score(told, figures.make(pipeline, figures.prompts_of(told), steps=12))
+
+    assert score.colour == score.background == 1.0
+    assert min(score.shape, score.motion) >= 0.75
+
+
+#: Of 64 clips, by the word that they were told: trained combinations, and those kept from training.
+GOALS = {
+    "trained": {"colour": 0.95, "background": 0.95, "shape": 0.85, "motion": 0.90},
+    "held_out": {"colour": 0.90, "background": 0.90, "shape": 0.75, "motion": 0.80},
+}
+
+
+#: Not reached by the shipped weights, which are not the last ones: 84 and 69 %.
+OPEN = {("trained", "shape"), ("held_out", "shape")}
+
+
+def goals() -> list[Any]:
+    mark = pytest.mark.xfail(reason="84 and 69 % so far; the training goes on")
+    pairs = [(name, word) for name, words in GOALS.items() for word in words]
+    return [pytest.param(*pair, marks=[mark] if pair in OPEN else []) for pair in pairs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "word"), goals())
+def test_clips_show_what_they_were_told(trained: Score, held_out: Score, name: str, word: str) -> None:
+    found = {"trained": trained, "held_out": held_out}[name]
+
+    assert getattr(found, word) >= GOALS[name][word]
+
+
+@pytest.mark.slow
+def test_guidance_makes_clips_follow_their_prompt_more_closely(pipeline: Any, trained: Score) -> None:
+    unguided = figures.follows(pipeline, "trained", SEEDS, guidance_scale=1.0)
+
+    assert trained.joint - unguided.joint >= 0.10
+
+
+@pytest.mark.slow
+def test_a_negative_prompt_that_names_a_colour_removes_it(pipeline: Any) -> None:
+    assert figures.removes(pipeline, SEEDS) >= 0.90
+
+
+@pytest.mark.slow
+def test_a_given_first_frame_is_kept_and_moves_as_told(pipeline: Any) -> None:
+    found = figures.continues(pipeline, SEEDS)
+
+    assert found.psnr >= 24
+    assert found.motion >= 0.80
+
+
+@pytest.mark.slow
+def test_the_vae_gives_back_what_it_was_given(pipeline: Any) -> None:
+    assert figures.reconstructs(pipeline, SEEDS) >= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["outline", "neon"])
+def test_a_lora_changes_the_style_the_more_the_stronger_and_leaves_no_trace(pipeline: Any, style: str) -> None:
+    def clip() -> np.ndarray:
+        [frames] = figures.make(pipeline, ["a large red circle on a black background"], first_seed=1, steps=4)
+        return frames
+
+    before = clip()
+    values = figures.styled(pipeline, SHIPPED[f"atelier-{style}"], style, SEEDS // 4)
+
+    assert len(values) == len(STRENGTHS) == 5
+    assert values == sorted(values)
+    plain, target = (figures.MEASURES[style](drawn(style_)) for style_ in ("plain", style))
+    assert values[0] == pytest.approx(plain, abs=0.1)
+    assert values[-1] > 0.7 * target
+    assert (clip() == before).all()
+
+
+def drawn(style: str) -> np.ndarray:
+    """Draw a large thing as the world itself does."""
+    return plan(Scene((Thing("red", "square", "still", "large"),), "black"), np.random.default_rng(0)).draw(style)
+
+
+@pytest.mark.slow
+def test_each_span_of_a_prompt_that_travels_shows_its_own_colour(pipeline: Any) -> None:
+    assert figures.travels(pipeline, SEEDS) >= 0.85
+
+
+@pytest.mark.slow
+def test_the_model_card_says_what_was_measured() -> None:
+    card = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
+
+    assert "license: cc0-1.0" in card
+    for what in ("colour / background / shape / motion", "negative prompt", "first frame", "LoRA outline", "LoRA neon"):
+        assert what in card
+
+
+def test_words_that_the_model_does_not_know_do_no_harm(pipeline: Any) -> None:
+    told = [Scene((Thing("blue", "square", "still", "large"),), "white")] * 4
+    prompts = [
+        "a masterpiece, cinematic: a large blue square standing still on a white background, 8k, trending",
+        "LARGE BLUE SQUARE!! standing still, white background",
+        "zwei Katzen a large blue square standing still on a white background",
+        "a large blue square standing still on a white background, in the style of Mondrian",
+    ]
+
+    score = figures.score(told, figures.make(pipeline, prompts, steps=12))
+
+    assert score.colour == score.background == 1.0
+    [clip] = figures.make(pipeline, ["an astronaut riding a horse"], steps=4)
+    assert np.isfinite(clip).all()
+
+
+def test_a_generation_takes_a_generator_and_is_the_same_again(pipeline: Any) -> None:
+    first, again = (figures.make(pipeline, ["a red circle"], steps=2, first_seed=5)[0] for _ in range(2))
+
+    assert (first == again).all()
