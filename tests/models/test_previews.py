@@ -283,6 +283,7 @@ def test_every_published_vae_that_is_served_has_colours() -> None:
         ("AutoencoderKLLTX2Video", 128),
         ("AutoencoderKLLTXVideo", 16),
         ("AutoencoderKLLTXVideo", 128),
+        ("AutoencoderKLWan", 14),  # the demonstration model's
         ("AutoencoderKLWan", 16),
         ("AutoencoderKLWan", 48),
     ]
