@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.atelier import CHECKPOINT
 
-#: What the shipped checkpoint was trained with. Fewer are for a look.
+#: A whole training. The shipped weights were made in pieces, see their card. Fewer are for a look.
 STEPS = {"vae": 2400, "denoiser": 6000, "lora": 600}
 CLIPS = 9000
 

@@ -27,7 +27,7 @@ from models.atelier.world import STYLES
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train. The numbers of the shipped checkpoint are the command's defaults.
+    """What to train. `models.atelier.__main__` has the numbers of a whole training.
 
     Args:
         work: folder for states, clips, pictures and the log.
