@@ -254,7 +254,7 @@ def test_tokens_that_know_where_they_are_have_no_loss_and_others_have(denoiser) 
     thing = torch.ones(2, 5, 12, 12, dtype=torch.bool)
     places = torch.from_numpy(np.stack([sample.places for sample in samples]))
     batch = learning.Batch(torch.zeros(0), thing, [], None, torch.zeros(0), places)
-    row, column = torch.meshgrid(torch.arange(6) + 0.5, torch.arange(6) + 0.5, indexing="ij")
+    row, column = np.mgrid[:6, :6] + np.float32(0.5)
     truth = torch.zeros(2, 5, 6, 6, 5)
     for clip, sample in enumerate(samples):
         for frame in range(5):
@@ -262,8 +262,8 @@ def test_tokens_that_know_where_they_are_have_no_loss_and_others_have(denoiser) 
                 for x in range(6):
                     seen = [place[frame] for place in sample.places if not np.isnan(place[frame]).any()]
                     away = [np.hypot(p[0] - column[y, x], p[1] - row[y, x]) - p[2] for p in seen]
-                    nearest = torch.from_numpy(seen[int(np.argmin(away))])
-                    truth[clip, frame, y, x] = nearest - torch.tensor([column[y, x], row[y, x], 0, 0, 0])
+                    nearest = seen[int(np.argmin(away))] - np.array([column[y, x], row[y, x], 0, 0, 0])
+                    truth[clip, frame, y, x] = torch.from_numpy(nearest)
     kept, denoiser.halfway = denoiser.halfway, torch.nn.functional.pad(truth.flatten(1, 3), (0, 187))
     answers, denoiser.places = denoiser.places, torch.nn.Linear(192, 5, bias=False)
     try:
