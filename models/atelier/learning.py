@@ -138,26 +138,24 @@ def loss_of(denoiser: Denoiser, pool: Pool, rng: np.random.Generator, kind: Kind
     with torch.autocast(device.type, torch.bfloat16):
         words = encode(denoiser.tokenizer, denoiser.text_encoder, captions, batch.span_of)
         flow = denoiser(noisy, timestep, words)
-        naming = naming_loss(denoiser, batch.thing.to(device), batch.labels.to(device))
+        naming = naming_loss(denoiser, batch)
         placing = placing_loss(denoiser, batch)
     error = (flow.float() - target).pow(2)
     loss: torch.Tensor = (error * weight).sum() / (weight.sum() * CHANNELS) + NAMING * naming + PLACING * placing
     return loss
 
 
-def naming_loss(denoiser: Denoiser, thing: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Ask the tokens of things for their shapes and motions, as of the denoiser's last call.
-
-    Args:
-        thing: (B, T, h, w), which latent positions are not all background.
-        labels: (B, 2), as `Sample.labels`.
-    """
+def naming_loss(denoiser: Denoiser, batch: Batch) -> torch.Tensor:
+    """Ask the tokens of things for their shapes and motions: as of the denoiser's last call, mean cross-entropies."""
     # A token is 2 x 2 latent positions; it is the thing's where most of them are.
-    share = torch.nn.functional.avg_pool3d(thing[:, None].float(), (1, 2, 2)).flatten(1)  # (B, tokens)
+    share = torch.nn.functional.avg_pool3d(batch.thing[:, None].float(), (1, 2, 2)).flatten(1)  # (B, tokens)
     clips, tokens = torch.nonzero(share > 0.5, as_tuple=True)
-    named = denoiser.names(denoiser.halfway[clips, tokens]).float().split([len(SHAPES), len(MOTIONS)], dim=1)
+    device = denoiser.halfway.device
+    said = denoiser.names(denoiser.halfway[clips.to(device), tokens.to(device)]).float()
     losses = []
-    for logits, label in zip(named, labels[clips].unbind(1), strict=True):
+    for logits, label in zip(
+        said.split([len(SHAPES), len(MOTIONS)], dim=1), batch.labels[clips].to(device).unbind(1), strict=True
+    ):
         losses.append(torch.nn.functional.cross_entropy(logits, label, ignore_index=-1, reduction="sum"))
         losses[-1] = losses[-1] / max(1, int((label >= 0).sum()))
     return losses[0] + losses[1]

@@ -276,6 +276,29 @@ def test_tokens_that_know_where_they_are_have_no_loss_and_others_have(denoiser) 
         denoiser.halfway, denoiser.places = kept, answers
 
 
+def test_tokens_of_things_are_asked_for_names_where_there_is_one_answer(denoiser) -> None:
+    """Shape and motion of a clip; a pair has neither, and a picture no motion."""
+    thing = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    thing[:, :, :2, :2] = True  # the first of four tokens
+    labels = torch.tensor([[2, 5], [-1, -1], [1, -1]])
+    batch = learning.Batch(torch.zeros(0), thing, [], None, labels, torch.zeros(0))
+    kept, denoiser.halfway = denoiser.halfway, torch.zeros(3, 4, 192)
+    answers, denoiser.names = denoiser.names, torch.nn.Linear(192, 13, bias=False)  # 4 shapes, 9 motions
+    try:
+        with torch.no_grad():
+            denoiser.names.weight.copy_(torch.eye(13, 192))
+        assert learning.naming_loss(denoiser, batch).item() == pytest.approx(np.log(4) + np.log(9))
+        for token, name in ((0, 2), (0, 4 + 5), (8, 1)):
+            denoiser.halfway.view(12, 192)[token, name] = 100
+        assert learning.naming_loss(denoiser, batch).item() == pytest.approx(0, abs=1e-6)
+        denoiser.halfway[1] = denoiser.halfway[:, 1:] = 7  # a pair's, and those of the background
+        assert learning.naming_loss(denoiser, batch).item() == pytest.approx(0, abs=1e-6)
+        denoiser.halfway[2, 0, 3] = 100  # the picture's says two shapes now
+        assert learning.naming_loss(denoiser, batch).item() == pytest.approx(np.log(2) / 2, abs=1e-4)
+    finally:
+        denoiser.halfway, denoiser.names = kept, answers
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch, of its own speed under autocast
 def test_processes_agree_on_the_mean_of_their_gradients(tmp_path: Path, wide) -> None:
