@@ -22,6 +22,7 @@ from models.atelier.denoiser import HALFWAY, Denoiser, encode, new_denoiser, shi
 from models.atelier.narrow import CHANNELS
 from models.atelier.optimizers import Optimizers
 from models.atelier.pool import KINDS, SHARD, Kind, sample_of, shards
+from models.atelier.progress import counted
 from models.atelier.vae import SAVE_S
 from models.atelier.world import MOTIONS, SHAPES
 
@@ -34,7 +35,7 @@ _SHIFTS = (3.0, 6.0, 12.0)
 NAMING, PLACING = 0.1, 0.3
 
 #: Seconds between two looks at what it makes.
-LOOK_S = 600.0
+LOOK_S = 300.0
 
 #: Tokens of one step; a batch has as many clips as fill it.
 _TOKENS = 5760
@@ -198,7 +199,7 @@ def train(
         processes: how many learn together, of one thread each; each takes a batch of its own for every step. With more
             than one, `say` and `look` are pickled.
         compiled: compile the transformer's blocks.
-        look: called every ten minutes with the averaged denoiser; what it returns is said.
+        look: called every five minutes with the averaged denoiser; what it returns is said.
     """
     with TemporaryDirectory() as folder:
         learn = partial(_learn, work, Path(folder) / "meeting", processes, steps, seed, device, compiled, say, look)
@@ -255,7 +256,7 @@ def _learn(
     shares = np.array([kind.share for kind in KINDS])
     began = saved = looked = time.monotonic()
     losses: list[float] = []
-    for step in range(done, steps):
+    for step in counted("denoiser", steps, done, shown=rank == 0):
         kind = KINDS[np.random.default_rng([seed, 5, step]).choice(len(KINDS), p=shares / shares.sum())]
         loss = loss_of(denoiser, pool, np.random.default_rng([seed, 6, step, rank]), kind)
         loss.backward()  # type: ignore[no-untyped-call]

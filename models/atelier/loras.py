@@ -14,6 +14,7 @@ from models.atelier.denoiser import Denoiser
 from models.atelier.learning import Pool, loss_of, statistics
 from models.atelier.optimizers import Optimizers
 from models.atelier.pool import KINDS, SHARD, fill
+from models.atelier.progress import counted
 
 RANK = 8
 
@@ -58,7 +59,7 @@ def train(
     # AdamW alone: the two halves of a LoRA are no matrices whose directions should learn at one pace.
     optimizers = Optimizers(learnt, steps=steps, muon=0.0, adam=2e-3, warm_up=20, matrices=False)
     began, losses = time.monotonic(), []
-    for step in range(steps):
+    for step in counted(style, steps):
         rng = np.random.default_rng([seed, 6, step])
         kind = _KINDS[rng.choice(len(_KINDS), p=shares)]
         loss = loss_of(denoiser, pool, rng, kind)

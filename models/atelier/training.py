@@ -7,7 +7,6 @@ Every part goes on where an interrupted run stopped. Says what it does, one line
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from models.atelier import assemble, figures, learning, loras, narrow, pool, vae
+from models.atelier import assemble, figures, learning, loras, narrow, pool, progress, vae
 from models.atelier.denoiser import Denoiser, generate
 from models.atelier.figures import prompts_of, scenes, score
 from models.atelier.learning import statistics
@@ -95,11 +94,10 @@ def train(plan: Plan) -> None:
 
 def _say(log: Path, line: str) -> None:
     """Print a line and keep it."""
-    line = f"{time.strftime('%H:%M:%S')} {line}\n"
-    sys.stdout.write(line)
-    sys.stdout.flush()
+    line = f"{time.strftime('%H:%M:%S')} {line}"
+    progress.write(line)
     with log.open("a", encoding="utf-8") as file:
-        file.write(line)
+        file.write(line + "\n")
 
 
 def _start(work: Path, checkpoint: Path) -> None:
@@ -114,8 +112,8 @@ def fill(folder: Path, coder: Any, clips: int, say: Callable[[str], None]) -> No
     began = time.monotonic()
     for kind in KINDS:
         count = max(1, round(kind.share * clips * (PICTURES if kind.num_frames == 1 else 1)))
-        for shard, start in enumerate(range(0, count, SHARD)):
-            pool.fill(folder, coder, kind, shard, clips=min(SHARD, count - start))
+        for shard in progress.counted(f"clips {kind.name}", -(-count // SHARD)):
+            pool.fill(folder, coder, kind, shard, clips=min(SHARD, count - shard * SHARD))
         say(f"clips {kind.name}: {count}, {time.monotonic() - began:.0f} s")
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from models.atelier.optimizers import Optimizers
+from models.atelier.progress import counted
 from models.atelier.world import STYLES, plan, random_scene
 
 #: Latent channels in training; `narrow` leaves fewer.
@@ -127,7 +128,7 @@ def train(work: Path, *, steps: int, seed: int = 0, device: str = "cpu", say: Ca
         say(f"vae: going on after step {done}")
     test = to_tensor(fresh_clips(seed + 10**6, 8)).to(device)
     began, saved = time.monotonic(), time.monotonic()
-    for step in range(done, steps):
+    for step in counted("vae", steps, done):
         rng = np.random.default_rng([seed, step])
         torch.manual_seed(int(rng.integers(2**62)))  # of the latents' noise: the same after an interruption
         _, clips, frames, size = _CROPS[rng.choice(len(_CROPS), p=[crops[0] for crops in _CROPS])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.atelier import denoiser as denoisers
-from models.atelier import figures, learning
+from models.atelier import figures, learning, progress, training
 from models.atelier import narrow as narrows
 from models.atelier import vae as vaes
 from models.atelier.captions import caption, vocabulary
@@ -135,6 +136,39 @@ def test_rates_rise_stay_and_fall_to_nothing() -> None:
         return optimizers._optimizers[0][0].param_groups[0]["lr"]
 
     assert [round(rate(step), 3) for step in (0, 4, 9, 50, 60, 80, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.025]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("output", "shown", "bar"),
+    [
+        (Terminal, True, ["denoiser:  50%", "2/4"]),
+        (Terminal, False, []),
+        (io.StringIO, True, []),
+    ],
+)
+def test_a_terminal_shows_a_bar_and_a_file_gets_the_lines_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: type[io.StringIO], shown: bool, bar: list[str]
+) -> None:
+    errors, lines = output(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    monkeypatch.setattr(sys, "stdout", lines)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread that outlives this test
+
+    steps = []
+    for step in progress.counted("denoiser", 4, 2, shown=shown):
+        steps.append(step)
+        training._say(tmp_path / "training.log", f"after {step}")
+
+    assert steps == [2, 3]
+    assert [line[9:] for line in lines.getvalue().splitlines()] == ["after 2", "after 3"]
+    assert (tmp_path / "training.log").read_text() == lines.getvalue()
+    assert [part for part in bar if part not in errors.getvalue()] == []
+    assert bool(errors.getvalue()) == bool(bar)
 
 
 class Interrupted(Exception):
