@@ -226,9 +226,20 @@ MEASURES: dict[str, Callable[[np.ndarray], float]] = {"outline": hollowness, "ne
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
+def large_scenes(count: int) -> list[Scene]:
+    """Return the scenes that styles are measured on: large things, at which a style is seen best."""
+    return [Scene((replace(scene.things[0], size="large"),), scene.background) for scene in scenes("trained", count)]
+
+
+def drawn(measure: Callable[[np.ndarray], float], style: str, count: int = 16) -> float:
+    """Return what a measure is, mean over clips, where the world itself draws those scenes in a style."""
+    clips = [plan(scene, np.random.default_rng([9, index])) for index, scene in enumerate(large_scenes(count))]
+    return float(np.mean([measure(clip.draw(style)) for clip in clips]))
+
+
 def styled(pipeline: Any, lora: Path, style: str, count: int = 16) -> list[float]:
     """Return the style's measure, mean over clips, at each of `STRENGTHS` of a LoRA; it is unloaded after that."""
-    told = [Scene((replace(scene.things[0], size="large"),), scene.background) for scene in scenes("trained", count)]
+    told = large_scenes(count)
     pipeline.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name=style, local_files_only=True)
     try:
         values = []
@@ -299,5 +310,6 @@ def table(folder: Path, count: int = 64) -> str:
     for style, measure in MEASURES.items():
         values = styled(pipeline, folder / "loras" / f"{style}.safetensors", style, max(1, count // 4))
         said = " ".join(f"{value:.2f}" for value in values)
-        rows.append((f"LoRA {style} at strengths 0 to 1: {measure.__name__}", said))
+        ends = f"{drawn(measure, 'plain'):.2f} and {drawn(measure, style):.2f}"
+        rows.append((f"LoRA {style} at strengths 0 to 1: {measure.__name__}", f"{said}; drawn: {ends}"))
     return "\n".join(["| figure | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])

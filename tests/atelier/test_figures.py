@@ -9,7 +9,7 @@ import pytest
 
 from models.atelier import CHECKPOINT, SHIPPED, figures
 from models.atelier.figures import STRENGTHS, Score
-from models.atelier.world import Scene, Thing, plan
+from models.atelier.world import Scene, Thing
 
 SEEDS = 64
 
@@ -116,15 +116,25 @@ def test_a_lora_changes_the_style_the_more_the_stronger_and_leaves_no_trace(pipe
 
     assert len(values) == len(STRENGTHS) == 5
     assert values == sorted(values)
-    plain, target = (figures.MEASURES[style](drawn(style_)) for style_ in ("plain", style))
+    plain, target = (figures.drawn(figures.MEASURES[style], style_) for style_ in ("plain", style))
     assert values[0] == pytest.approx(plain, abs=0.1)
     assert values[-1] > 0.7 * target
     assert (clip() == before).all()
 
 
-def drawn(style: str) -> np.ndarray:
-    """Draw a large thing as the world itself does."""
-    return plan(Scene((Thing("red", "square", "still", "large"),), "black"), np.random.default_rng(0)).draw(style)
+def test_the_measures_of_styles_tell_them_apart() -> None:
+    """Of what the world itself draws: an outline is hollow and has no glow, neon glows and is filled."""
+    found = {
+        (style, measured): figures.drawn(figures.MEASURES[measured], style, 4)
+        for style in ("plain", "outline", "neon")
+        for measured in ("outline", "neon")
+    }
+
+    assert found["plain", "outline"] == pytest.approx(0, abs=0.02) == found["plain", "neon"]
+    assert found["outline", "outline"] == pytest.approx(0.6, abs=0.05)
+    assert found["outline", "neon"] == pytest.approx(0, abs=0.02)
+    assert found["neon", "outline"] == pytest.approx(0.13, abs=0.05)
+    assert found["neon", "neon"] == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.slow
