@@ -187,9 +187,10 @@ def span_of_latents(
     """
     asked, latents = sum(lengths), (num_frames_made - 1) // temporal + 1
     if len(lengths) > latents:
+        more = "" if stretched else ", or ask for more frames"
         raise InvalidRequest(
             f"prompts has {len(lengths)} entries, and this model makes {num_frames_made} frames as {latents} latent "
-            f"frames, each of one prompt; send at most {latents} prompts, or ask for more frames.",
+            f"frames, each of one prompt; send at most {latents} prompts{more}.",
             field="prompts",
         )
     last_frames = [latent * temporal for latent in range(latents)]

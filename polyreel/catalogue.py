@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from polyreel.entries import Adapter, ServedModel, Task
+from polyreel.entries import Adapter, Native, ServedModel, Task
 from polyreel.errors import ConfigurationError, InvalidRequest, NotServedYet, UnknownModel, did_you_mean
 from polyreel.request import VideoRequest
 
@@ -127,7 +127,7 @@ class Catalogue:
 
         Raises:
             NotServedYet: neither the entry nor its companion can do what was asked; names what and who can.
-            InvalidRequest: more pixels than the entry allows, or more of anything than its companion does.
+            InvalidRequest: more pixels or prompts than the entry allows, or more of anything than its companion does.
         """
         asked = request.model
         request = replace(request, model=self._runs(asked, request))
@@ -147,6 +147,8 @@ class Catalogue:
                     field,
                 )
         entry.limits.check_pixels(request.num_frames, request.delivered_height, request.delivered_width)
+        if entry.native:
+            _check_prompts(entry.native, request, words)
         return request
 
     def called(self, model: str, dialect: str) -> str:
@@ -198,6 +200,19 @@ def _check_companion(entry: ServedModel, request: VideoRequest, words: Words) ->
         if value > most:
             field = words.get(neutral, neutral)
             raise InvalidRequest(f"{field} must be at most {most} for a video from a picture, got {value}", field)
+
+
+def _check_prompts(native: Native, request: VideoRequest, words: Words) -> None:
+    """Raise `InvalidRequest` for more prompts than the frames that are made can show."""
+    most, field = native.most_prompts(request.num_frames), words.get("prompts", "prompts")
+    if len(request.prompts) > most:
+        made = native.num_frames_for(request.num_frames)
+        more = ", or ask for more frames" if made < native.num_frames[-1] else ""
+        raise InvalidRequest(
+            f"{field} has {len(request.prompts)} entries; this model makes {made} frames for this video, which show at "
+            f"most {most} prompts. Send at most {most}{more}.",
+            field,
+        )
 
 
 def _wanted(request: VideoRequest) -> list[tuple[Task, str]]:

@@ -227,6 +227,13 @@ class Native(BaseModel):
         """Return how many frames are made for a video of `num_frames`: as many, or the next more, or the most."""
         return next((count for count in self.num_frames if count >= num_frames), self.num_frames[-1])
 
+    def most_prompts(self, num_frames: int) -> int:
+        """Return how many prompts a video of `num_frames` can have: one for each latent frame that is made.
+
+        Four frames are one latent frame, and the first is one alone: of Wan, the only family that has native sizes.
+        """
+        return (self.num_frames_for(num_frames) - 1) // 4 + 1
+
 
 def _quotient(one: int, other: int) -> Fraction:
     """Return the larger over the smaller: 1 for equal ones. Exact, so that equal distances are equal."""

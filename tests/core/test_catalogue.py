@@ -192,6 +192,38 @@ def with_picture(**fields: object) -> VideoRequest:
     return replace(base, **fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("num_frames", "most", "made", "advice"),
+    [
+        (17, 5, 17, "Send at most 5, or ask for more frames."),
+        (20, 9, 33, "Send at most 9."),
+        (128, 9, 33, "Send at most 9."),
+    ],
+)
+def test_more_prompts_than_a_native_length_can_show_are_refused_at_submit(
+    num_frames: int, most: int, made: int, advice: str
+) -> None:
+    native = Native(sizes=((96, 96),), num_frames=(9, 17, 33))
+    entry = ServedModel(family="wan", checkpoint="shipped:atelier", native=native, tasks=("t2v", "prompt_travel"))
+    catalogue = Catalogue({"small": entry, "any": entry.model_copy(update={"native": None})})
+
+    def asked(count: int, model: str = "small") -> VideoRequest:
+        spans = [PromptSpan("a red circle", 1)] * (count - 1) + [PromptSpan("a star", num_frames - count + 1)]
+        return with_picture(model=model, images=(), prompts=tuple(spans))
+
+    assert catalogue.admit(asked(most)) == asked(most)
+    assert catalogue.admit(asked(most + 1, "any")) == asked(most + 1, "any"), (
+        "what its frames can show is not known here"
+    )
+    with pytest.raises(InvalidRequest) as refused:
+        catalogue.admit(asked(most + 1), words={"prompts": "spans"})
+    assert refused.value.field == "spans"
+    assert refused.value.message == (
+        f"spans has {most + 1} entries; this model makes {made} frames for this video, which show at most {most} "
+        f"prompts. {advice}"
+    )
+
+
 COMPANIONS = {
     "text": ServedModel(family="wan", checkpoint="tiny:wan21", i2v="picture"),
     "picture": ServedModel(family="wan", checkpoint="tiny:wan21-i2v", tasks=("i2v", "first_last")),

@@ -220,7 +220,7 @@ def test_spans_whose_text_encoder_says_the_same_give_the_video_of_one(wan, ask, 
 @pytest.mark.parametrize("name", EVERY)
 def test_another_prompt_for_a_span_reaches_its_tokens_alone_in_every_transformer(wan, ask, name):
     loaded = wan(name)
-    # Two steps: with two transformers, the first is the one's and the last the other's.
+    # Of two transformers the first steps are the one's, and the last the other's.
     firsts = [attentions(loaded)[0], attentions(loaded)[len(attentions(loaded)) // 2]]
     with outputs(*firsts) as one:
         loaded.generate(ask(prompts=spans(CAT, DRAGON), guidance_scale=1.0, num_inference_steps=4))
