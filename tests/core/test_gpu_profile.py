@@ -53,6 +53,20 @@ def test_the_team_serves_what_one_serves_alone() -> None:
     assert load_settings("team").settings.models == GPU.models
 
 
+def test_every_name_of_wan_means_the_demonstration_model_in_the_tiny_profile() -> None:
+    """So that what is written on a laptop runs on the GPU box as it is."""
+    tiny = load_settings("tiny").settings.catalogue
+    names = [
+        (dialect, name, tiny.find(dialect, name))
+        for entry in GPU.models.values()
+        if entry.family == "wan"
+        for dialect, public in entry.names.items()
+        for name in public
+    ]
+    assert ("huggingface", "Wan-AI/Wan2.2-I2V-A14B-Diffusers", "atelier") in names
+    assert [name for name in names if name[2] != "atelier"] == []
+
+
 @pytest.mark.parametrize(
     ("dialect", "public_name", "model"),
     [

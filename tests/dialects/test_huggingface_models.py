@@ -31,8 +31,12 @@ async def test_a_model_that_is_not_served_is_404_and_names_what_is(api: Api) -> 
             404,
             {
                 "error": "Model tencent/HunyuanVideo is not served here. Served: "
-                "AdamLucek/Wan2.1-T2V-14B-OldBookIllustrations, Lightricks/LTX-Video, Wan-AI/Wan2.1-T2V-1.3B, "
-                "Wan-AI/Wan2.1-T2V-14B, Wan-AI/Wan2.2-TI2V-5B."
+                "AdamLucek/Wan2.1-T2V-14B-OldBookIllustrations, Lightricks/LTX-Video, Wan-AI/Wan2.1-I2V-14B-480P, "
+                "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers, Wan-AI/Wan2.1-I2V-14B-720P, "
+                "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers, Wan-AI/Wan2.1-T2V-1.3B, Wan-AI/Wan2.1-T2V-1.3B-Diffusers, "
+                "Wan-AI/Wan2.1-T2V-14B, Wan-AI/Wan2.1-T2V-14B-Diffusers, Wan-AI/Wan2.2-I2V-A14B, "
+                "Wan-AI/Wan2.2-I2V-A14B-Diffusers, Wan-AI/Wan2.2-T2V-A14B, Wan-AI/Wan2.2-T2V-A14B-Diffusers, "
+                "Wan-AI/Wan2.2-TI2V-5B, Wan-AI/Wan2.2-TI2V-5B-Diffusers."
             },
         )
 

@@ -176,7 +176,11 @@ async def test_a_picture_for_a_model_of_texts_without_a_companion_names_those_th
     assert (answer.status_code, answer.json()["error"]) == (
         400,
         "inputs: Lightricks/LTX-Video cannot do this (i2v). Models that can: Wan-AI/Wan2.1-T2V-1.3B, "
-        "Wan-AI/Wan2.1-T2V-14B, AdamLucek/Wan2.1-T2V-14B-OldBookIllustrations, Wan-AI/Wan2.2-TI2V-5B.",
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers, Wan-AI/Wan2.1-T2V-14B, Wan-AI/Wan2.1-T2V-14B-Diffusers, "
+        "AdamLucek/Wan2.1-T2V-14B-OldBookIllustrations, Wan-AI/Wan2.1-I2V-14B-480P, "
+        "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers, Wan-AI/Wan2.1-I2V-14B-720P, Wan-AI/Wan2.1-I2V-14B-720P-Diffusers, "
+        "Wan-AI/Wan2.2-T2V-A14B, Wan-AI/Wan2.2-T2V-A14B-Diffusers, Wan-AI/Wan2.2-I2V-A14B, "
+        "Wan-AI/Wan2.2-I2V-A14B-Diffusers, Wan-AI/Wan2.2-TI2V-5B, Wan-AI/Wan2.2-TI2V-5B-Diffusers.",
     )
 
 
