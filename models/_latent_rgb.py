@@ -79,11 +79,12 @@ _LTX_2 = """
     + -3479 -3638 -3703
 """
 
-# Not ComfyUI's: fitted to the clips of `models.atelier`, whose VAE it is; 0.04 off in the mean, of -1..1.
+# Not ComfyUI's: what `python -m models.atelier colours` fits to clips of the demonstration model's world; 0.1 off in
+# the mean, of -1..1. It holds for the shipped VAE alone: one that is trained anew has other channels.
 _ATELIER = """
-    -8178 -6709 -5770, 1481 -499 -2131, 638 -1138 651, 231 -65 267, 101 -131 -118, 199 165 239, -131 -241 54,
-    204 57 206, -76 -235 -23, -30 14 4, -30 202 44, -16 -53 63, 47 79 -77, 65 73 3
-    + -310 -914 -28
+    -8452 -7335 -6340, 1939 160 -1463, 591 -601 1307, 77 -558 -56, 304 681 556, 69 -233 -79, -247 -452 -135, 67 -182
+    -16, 121 416 608, -143 -229 -202, 63 -4 -85, 62 49 126, -14 97 -57, 73 174 -57
+    + -458 -984 164
 """
 
 

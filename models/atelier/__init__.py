@@ -8,9 +8,10 @@ the server knows it: it is loaded by the family that runs every other Wan checkp
 |---|---|
 | `world`, `captions` | what there is, drawn and said: the data |
 | `words`, `vae`, `narrow`, `pool`, `denoiser`, `learning`, `loras` | the parts and how each is trained |
-| `optimizers` | what they are trained with |
+| `optimizers`, `states`, `progress` | what they are trained with, where it is kept, and what is seen of it |
 | `training`, `assemble` | all of it in turn, and the checkpoint |
 | `judge`, `figures`, `sheet` | what a clip shows, and how often that is what was said |
+| `colours` | how latents look, for previews |
 
 `python -m models.atelier` is the command; docs/models.md tells how to use it.
 """

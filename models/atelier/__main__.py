@@ -1,4 +1,4 @@
-"""Trains the demonstration model, and measures it: `python -m models.atelier train | figures | sheet`."""
+"""Trains the demonstration model, and measures it: `python -m models.atelier train | figures | sheet | colours`."""
 
 from __future__ import annotations
 
@@ -31,15 +31,22 @@ def main() -> None:
     training.add_argument("--compile", action="store_true", help="compile the transformer; needs a C++ compiler")
     for name, steps in STEPS.items():
         training.add_argument(f"--{name}-steps", type=int, default=steps)
-    for name, what in (("figures", "measure a checkpoint"), ("sheet", "draw a checkpoint's frame sheet")):
+    commands_of = (
+        ("figures", "measure a checkpoint"),
+        ("sheet", "draw a checkpoint's frame sheet"),
+        ("colours", "print how a checkpoint's latents look, for models/_latent_rgb.py"),
+    )
+    for name, what in commands_of:
         command = commands.add_parser(name, help=what)
         command.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
         if name == "figures":
             command.add_argument("--count", type=int, default=64, help="clips per figure")
             command.add_argument("--card", type=Path, help="a page to write them into, as well")
-        else:
+        elif name == "sheet":
             command.add_argument("--to", type=Path, required=True, help="the PNG to write")
-    {"train": _train, "figures": _figures, "sheet": _sheet}[(chosen := parser.parse_args()).command](chosen)
+    {"train": _train, "figures": _figures, "sheet": _sheet, "colours": _colours}[
+        (chosen := parser.parse_args()).command
+    ](chosen)
 
 
 def _train(chosen: argparse.Namespace) -> None:
@@ -69,14 +76,21 @@ def _train(chosen: argparse.Namespace) -> None:
 def _figures(chosen: argparse.Namespace) -> None:
     from models.atelier.figures import table
 
-    text = table(chosen.checkpoint, chosen.count)
-    sys.stdout.write(text + "\n")
     if chosen.card:
         before, begin, rest = chosen.card.read_text(encoding="utf-8").partition(_BEGIN)
         _old, end, after = rest.partition(_END)
         if not end:
             raise SystemExit(f"{chosen.card} has no lines {_BEGIN} and {_END}; the figures go between them.")
+    text = table(chosen.checkpoint, chosen.count)
+    sys.stdout.write(text + "\n")
+    if chosen.card:
         chosen.card.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def _colours(chosen: argparse.Namespace) -> None:
+    from models.atelier.colours import table
+
+    sys.stdout.write(table(chosen.checkpoint) + "\n")
 
 
 def _sheet(chosen: argparse.Namespace) -> None:
