@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 
 .PHONY: help install demo up test test-slow test-gpu train-demo-model screenshot storm lint lock check-deploy image-check docs format bench bench-queue clean
 help:
-	@sed -n '/^[a-z-]*:.*## /s/:.*## /\t/p' Makefile | expand -t 12
+	@sed -n '/^[a-z-]*:.*## /s/:.*## /\t/p' Makefile | expand -t 18
 
 install: $(VENV)/.installed ## the project and all tools in .venv
 

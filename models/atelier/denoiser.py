@@ -24,7 +24,7 @@ from models.atelier.world import MOTIONS, SHAPES
 MAX_SEQUENCE_LENGTH = 512
 
 #: Tokens of a caption in training: the longest has this many, and one length spares compiling for others.
-WORDS = 34
+WORDS = 37
 
 #: Of the scheduler: how far the steps of a generation lean towards noise.
 FLOW_SHIFT = 8.0
@@ -59,7 +59,7 @@ def make() -> Any:
     return transformer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Words:
     """What cross-attention sees: (B, L, TEXT_DIM), and the logarithm of how often each counts for a token.
 
@@ -173,6 +173,7 @@ class Denoiser(torch.nn.Module):
 
 
 def new_denoiser(seed: int) -> Denoiser:
+    """Make the denoiser, untrained: transformer, text encoder and what asks tokens."""
     torch.manual_seed(seed)
     denoiser = Denoiser(make(), make_text_encoder())
     for name, parameter in denoiser.text_encoder.named_parameters():

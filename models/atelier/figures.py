@@ -99,12 +99,14 @@ def right(scene: Scene, seen: Seen) -> dict[str, bool]:
 
 
 def score(told: Sequence[Scene], clips: Sequence[np.ndarray]) -> Score:
+    """Return how often clips show what they were told, by the world's own judge."""
     marks = [right(scene, judge(clip)) for scene, clip in zip(told, clips, strict=True)]
     shares = {word: float(np.mean([mark[word] for mark in marks])) for word in WORDS}
     return Score(**shares, joint=float(np.mean([all(mark.values()) for mark in marks])))
 
 
 def prompts_of(told: Sequence[Scene]) -> list[str]:
+    """Say scenes in the documentation's words."""
     return [captions.sentence(scene) for scene in told]
 
 
@@ -171,9 +173,6 @@ def reconstructs(pipeline: Any, count: int = 64) -> float:
         made = pipeline.vae.decode(pipeline.vae.encode(real).latent_dist.mode()).sample
         values.append(psnr(made, real))
     return float(torch.cat(values).mean())
-
-
-# ------------------------------------------------------------------------------------------------------- styles
 
 
 def hollowness(frames: np.ndarray) -> float:
@@ -281,7 +280,7 @@ def travels(pipeline: Any, count: int = 64) -> float:
             seed=index,
             outputs=(OutputSpec("mp4", 8),),
         )
-        with PromptSpans(request, NUM_FRAMES, temporal=4).on(pipeline):
+        with PromptSpans(request, NUM_FRAMES, temporal=pipeline.vae_scale_factor_temporal).on(pipeline):
             [clip] = make(pipeline, prompts[:1], first_seed=index)
         spans = (clip[: lengths[0]], clip[lengths[0] :])
         right_ += [judge(span).colour == thing.colour for span, thing in zip(spans, things, strict=True)]

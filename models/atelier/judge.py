@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from models.atelier.world import _POLYGONS, BACKGROUNDS, COLOURS, SHAPES, distance, srgb
+from models.atelier.world import BACKGROUNDS, COLOURS, CORNERS, SHAPES, distance, srgb
 
 #: Width and height of a template, and the radius in it of a circle of the same area.
 _TEMPLATE, _RADIUS = 32, 8.0
@@ -47,11 +47,12 @@ def judge(frames: np.ndarray) -> Seen:
     frames = as_floats(frames)
     background = background_of(frames)
     cover, colour = cover_of(frames, background)
+    shape = _shape(cover)
     return Seen(
         colour=nearest(colour, COLOURS),
         background=nearest(background, BACKGROUNDS),
-        shape=_shape(cover),
-        motion=_motion(cover, _shape(cover)),
+        shape=shape,
+        motion=_motion(cover, shape),
         share=float(cover.mean()),
     )
 
@@ -99,7 +100,7 @@ def _templates() -> tuple[np.ndarray, tuple[str, ...]]:
     row, column = np.mgrid[:_TEMPLATE, :_TEMPLATE] - (_TEMPLATE - 1) / 2
     drawn, names = [], []
     for shape in SHAPES:
-        corners = _POLYGONS[shape][0] if shape in _POLYGONS else 1
+        corners = CORNERS[shape] or 1
         for angle in np.arange(0, 360 / corners, 8) if corners > 1 else (0.0,):
             away = distance(shape, column, row, np.array(_RADIUS), np.radians(angle))
             drawn.append(np.clip(0.5 - away, 0, 1).ravel())
@@ -165,9 +166,9 @@ def _motion(cover: np.ndarray, shape: str) -> str:
 
 def turned(cover: np.ndarray, shape: str) -> float:
     """Return by how many degrees a thing turned over the clip; 0 for a circle."""
-    if shape not in _POLYGONS:
+    corners = CORNERS[shape]
+    if not corners:
         return 0.0
-    corners = _POLYGONS[shape][0]
     x, y, _area = _moments(cover)
     row, column = np.mgrid[: cover.shape[1], : cover.shape[2]]
     phases = []

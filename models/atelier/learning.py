@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.multiprocessing.spawn import spawn
 
+from models.atelier import states
 from models.atelier.denoiser import HALFWAY, Denoiser, encode, new_denoiser, shifted
 from models.atelier.narrow import CHANNELS
 from models.atelier.optimizers import Optimizers
@@ -41,7 +42,7 @@ LOOK_S = 300.0
 _TOKENS = 5760
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
     """Clips to learn from.
 
@@ -87,7 +88,7 @@ class Pool:
         while len(latents) < count:
             path = paths[rng.integers(len(paths))]
             if path not in self._held:
-                self._held[path] = torch.load(path, weights_only=True)
+                self._held[path] = states.load(path)
             index = int(rng.integers(len(self._held[path]["latents"])))
             sample = sample_of(kind, int(path.stem) * SHARD + index)
             words, spans_of_frames = sample.captions(rng)
@@ -108,7 +109,7 @@ class Pool:
 def statistics(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean and the standard deviation of each latent channel, from the first shard of each kind of clip."""
     clips = [kind for kind in KINDS if kind.num_frames > 1]
-    latents = [torch.load(shards(folder, kind)[0], weights_only=True)["latents"].float() for kind in clips]
+    latents = [states.load(shards(folder, kind)[0])["latents"].float() for kind in clips]
     values = torch.cat([latent.transpose(0, 1).flatten(1) for latent in latents], dim=1)
     return values.mean(1), values.std(1)
 
@@ -125,14 +126,12 @@ def loss_of(denoiser: Denoiser, pool: Pool, rng: np.random.Generator, kind: Kind
     noisy = (1 - at) * latents + at * noise
     timestep = time_ * 1000
     weight = 1 + 2 * batch.thing[:, None].float()
-    if (
-        kind.num_frames > 1 and not kind.spans and rng.random() < 0.3
-    ):  # a picture is given: the first latent frame is known
+    # A picture is given now and then: the first latent frame is known.
+    if kind.num_frames > 1 and not kind.spans and rng.random() < 0.3:
         noisy[:, :, 0] = latents[:, :, 0]
         per_frame = kind.tokens // kind.latent_frames
         timestep = timestep[:, None].repeat(1, kind.tokens)
         timestep[:, :per_frame] = 0
-        weight = weight.clone()
         weight[:, :, 0] = 0
     device = denoiser.transformer.device
     noisy, timestep, weight, target = (x.to(device) for x in (noisy, timestep, weight, noise - latents))
@@ -208,7 +207,7 @@ def train(
         else:
             spawn(learn, nprocs=processes)  # type: ignore[no-untyped-call]
     average = new_denoiser(seed).to(device)
-    state = torch.load(work / "denoiser.pt", map_location=device, weights_only=True)
+    state = states.load(work / "denoiser.pt", device)
     average.load_state_dict(state["average"])
     return average
 
@@ -239,7 +238,7 @@ def _learn(
     state_file = work / "denoiser.pt"
     done = 0
     if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
+        state = states.load(state_file, device)
         denoiser.load_state_dict(state["denoiser"])
         average.load_state_dict(state["average"])
         if state["optimizers"]:  # not at a start from a checkpoint
@@ -282,15 +281,18 @@ def _learn(
                 "optimizers": optimizers.state_dict(),
                 "done": step + 1,
             }
-            torch.save(state, state_file.with_suffix(".new"))
-            state_file.with_suffix(".new").rename(state_file)
+            states.save(state, state_file)
 
 
-def start_from(work: Path, transformer: Any, text_encoder: Any) -> None:
-    """Let the next `train` begin with these weights, a diffusers.WanTransformer3DModel's and its text encoder's."""
+def start_from(work: Path, transformer: Any, text_encoder: Any, *, seed: int = 0) -> None:
+    """Let the next `train` begin with these weights, a diffusers.WanTransformer3DModel's and its text encoder's.
+
+    What asks tokens, and is in no checkpoint, begins anew from `seed`.
+    """
+    torch.manual_seed(seed)
     denoiser = Denoiser(transformer, text_encoder)
     state = {"denoiser": denoiser.state_dict(), "average": denoiser.state_dict(), "optimizers": None, "done": 0}
-    torch.save(state, work / "denoiser.pt")
+    states.save(state, work / "denoiser.pt")
 
 
 def _agree(parameters: list[torch.Tensor]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.atelier import states
 from models.atelier.denoiser import Denoiser
 from models.atelier.learning import Pool, loss_of, statistics
 from models.atelier.optimizers import Optimizers
@@ -30,20 +31,30 @@ def train(
     vae: Any,
     style: str,
     *,
+    over: int,
     steps: int,
     clips: int = 750,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> dict[str, torch.Tensor]:
-    """Train one style over a finished denoiser; returns the LoRA's tensors as diffusers names them.
+    """Train one style over a finished denoiser, or take what `work` has of it.
 
     Args:
         style: one of `world.STYLES`.
+        over: how many steps the denoiser was trained for; a LoRA of a denoiser of others is made anew.
         clips: how many it is shown in; a style is learnt from few.
+
+    Returns:
+        The LoRA's tensors, in half precision, as diffusers names them.
     """
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
+    kept, made_as = work / f"lora-{style}.pt", {"over": over, "steps": steps, "clips": clips, "seed": seed}
+    if kept.exists() and (state := states.load(kept))["made_as"] == made_as:
+        say(f"{style}: trained before")
+        tensors: dict[str, torch.Tensor] = state["tensors"]
+        return tensors
     folder = work / f"pool-{style}"
     shares = np.array([kind.share for kind in _KINDS]) / sum(kind.share for kind in _KINDS)
     for kind, share in zip(_KINDS, shares, strict=True):
@@ -68,6 +79,8 @@ def train(
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
             say(f"{style} {step + 1}/{steps} {time.monotonic() - began:.0f} s loss {np.mean(losses[-50:]):.4f}")
-    tensors = get_peft_model_state_dict(transformer, adapter_name=style)
+    learnt_tensors = get_peft_model_state_dict(transformer, adapter_name=style).items()
+    tensors = {f"transformer.{name}": tensor.detach().half().cpu().contiguous() for name, tensor in learnt_tensors}
     transformer.unload_lora()  # the layers are plain again, as the checkpoint needs them
-    return {f"transformer.{name}": tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
+    states.save({"tensors": tensors, "made_as": made_as}, kept)
+    return tensors

@@ -92,17 +92,16 @@ class Optimizers:
         self._parameters = straight + rest
         self._steps, self._warm_up, self._falling = steps, warm_up, falling
 
-    def step(self, number: int) -> float:
-        """Take step `number`, from 0, along the gradients, and clear them; return the gradients' norm."""
+    def step(self, number: int) -> None:
+        """Take step `number`, from 0, along the gradients, and clear them."""
         part = min(1.0, (number + 1) / self._warm_up, (self._steps - number) / (self._steps * self._falling))
         for optimizer, rate in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * part
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
         for optimizer, _rate in self._optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        return float(norm)
 
     def state_dict(self) -> list[dict[str, Any]]:
         return [optimizer.state_dict() for optimizer, _rate in self._optimizers]

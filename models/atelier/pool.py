@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.atelier import states
 from models.atelier.captions import caption
 from models.atelier.vae import to_tensor
 from models.atelier.world import BACKGROUNDS, COLOURS, CORNERS, MOTIONS, SHAPES, Clip, Scene, plan, random_scene
@@ -67,7 +68,7 @@ KINDS = (
 PICTURES = 5
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sample:
     """A clip of the pool, before its caption is written."""
 
@@ -160,8 +161,7 @@ def fill(folder: Path, vae: Any, kind: Kind, shard: int, *, clips: int = SHARD, 
         with torch.autocast(vae.device.type, torch.bfloat16):
             latents.append(vae.encode(pixels.to(vae.device)).latent_dist.mean.bfloat16().cpu())
         things.append(_thing(pixels))
-    torch.save({"latents": torch.cat(latents), "thing": torch.cat(things)}, path.with_suffix(".new"))
-    path.with_suffix(".new").rename(path)
+    states.save({"latents": torch.cat(latents), "thing": torch.cat(things)}, path)
 
 
 def _thing(pixels: torch.Tensor) -> torch.Tensor:
@@ -173,4 +173,5 @@ def _thing(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def shards(folder: Path, kind: Kind) -> list[Path]:
+    """Return the shards of a kind that are there."""
     return sorted((folder / kind.name).glob("*.pt"))

@@ -56,9 +56,11 @@ def train(plan: Plan) -> None:
     plan.work.mkdir(parents=True, exist_ok=True)
     say = partial(_say, plan.work / "training.log")
     say(f"torch {torch.__version__} on {plan.device}, {torch.get_num_threads()} threads, seed {plan.seed}")
-    if plan.start and not (plan.work / "denoiser.pt").exists():
+    if plan.start and (plan.work / "denoiser.pt").exists():
+        say(f"not starting from {plan.start}: {plan.work} has a training under way; for a new one name another --work")
+    elif plan.start:
         say(f"starting from {plan.start}")
-        _start(plan.work, plan.start)
+        _start(plan.work, plan.start, plan.seed)
     if not (plan.work / "narrow.pt").exists():
         wide = vae.train(plan.work, steps=plan.vae_steps, seed=plan.seed, device=plan.device, say=say)
         narrow.keep(plan.work, narrow.narrow(wide.eval(), seed=plan.seed))
@@ -80,6 +82,7 @@ def train(plan: Plan) -> None:
             learnt,
             coder,
             style,
+            over=plan.denoiser_steps,
             steps=plan.lora_steps,
             clips=plan.clips // 12,
             seed=plan.seed,
@@ -100,11 +103,15 @@ def _say(log: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def _start(work: Path, checkpoint: Path) -> None:
-    """Take the weights of a checkpoint for what has been trained so far."""
+def _start(work: Path, checkpoint: Path, seed: int) -> None:
+    """Take the weights of a checkpoint for what has been trained so far, and drop what was made with others."""
+    for made in work.glob("pool*"):
+        shutil.rmtree(made)
+    for kept in work.glob("lora-*.pt"):
+        kept.unlink()
     pipeline = figures.load(checkpoint)
     narrow.keep(work, pipeline.vae)
-    learning.start_from(work, pipeline.transformer, pipeline.text_encoder)
+    learning.start_from(work, pipeline.transformer, pipeline.text_encoder, seed=seed)
 
 
 def fill(folder: Path, coder: Any, clips: int, say: Callable[[str], None]) -> None:

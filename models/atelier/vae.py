@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from models.atelier import states
 from models.atelier.optimizers import Optimizers
 from models.atelier.progress import counted
 from models.atelier.world import STYLES, plan, random_scene
@@ -121,7 +122,7 @@ def train(work: Path, *, steps: int, seed: int = 0, device: str = "cpu", say: Ca
     optimizers = Optimizers(vae.named_parameters(), steps=steps, muon=0.01, adam=2e-3)
     done = 0
     if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
+        state = states.load(state_file, device)
         vae.load_state_dict(state["vae"])
         optimizers.load_state_dict(state["optimizers"])
         done = state["done"]
@@ -145,8 +146,7 @@ def train(work: Path, *, steps: int, seed: int = 0, device: str = "cpu", say: Ca
         if step + 1 == steps or time.monotonic() - saved > SAVE_S:
             saved = time.monotonic()
             state = {"vae": vae.state_dict(), "optimizers": optimizers.state_dict(), "done": step + 1}
-            torch.save(state, state_file.with_suffix(".new"))
-            state_file.with_suffix(".new").rename(state_file)
+            states.save(state, state_file)
             sheet(work / "vae.png", test, look(vae, test)[2])
     return vae
 

@@ -49,7 +49,7 @@ SPEEDS = {
     "quick": (0.95, 3.0, 200.0, 3.0),
 }
 
-#: Never drawn for training, so that what composes can be told from what remembers.
+#: Never drawn for what learns from captions (the VAE sees them), so that what composes can be told from what remembers.
 HELD_OUT_LOOKS = frozenset({("orange", "star"), ("blue", "triangle"), ("green", "circle"), ("purple", "square")})
 HELD_OUT_MOTIONS = frozenset({("triangle", "bouncing"), ("star", "left"), ("square", "up"), ("circle", "growing")})
 
@@ -115,15 +115,12 @@ def random_scene(rng: np.random.Generator, *, held_out: bool = False, pairs: flo
             return scene
 
 
-# ---------------------------------------------------------------------------------------------------- drawing
-
 #: Shape -> (corners, their distance from the centre for the area of a circle of radius 1, that of a star's notches).
 _POLYGONS = {
     "square": (4, float(np.sqrt(np.pi / 2)), 0.0),
     "triangle": (3, float(np.sqrt(4 * np.pi / np.sqrt(27))), 0.0),
     "star": (5, 1.45, 0.72),
 }
-
 
 #: How often a shape looks the same in one turn; a circle always does.
 CORNERS = {"circle": 0, **{shape: corners for shape, (corners, _outer, _inner) in _POLYGONS.items()}}

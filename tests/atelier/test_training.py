@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.atelier import captions, figures, learning, progress, training
 from models.atelier import denoiser as denoisers
-from models.atelier import figures, learning, progress, training
 from models.atelier import narrow as narrows
 from models.atelier import vae as vaes
-from models.atelier.captions import caption, vocabulary
+from models.atelier.captions import vocabulary
 from models.atelier.denoiser import MAX_SEQUENCE_LENGTH, WORDS, encode, new_denoiser
 from models.atelier.optimizers import Optimizers, orthogonal
 from models.atelier.pool import KINDS, Kind, Sample, fill, sample_of
@@ -64,10 +64,17 @@ def test_every_word_of_the_world_is_one_token() -> None:
 
 
 def test_the_longest_caption_fits() -> None:
-    rng = np.random.default_rng(0)
-    longest = max(len(caption(random_scene(rng, pairs=0.3), rng).split()) for _ in range(5000))
+    def most(*phrases: str) -> int:
+        return max(len(phrase.split()) for phrase in phrases)
 
-    assert longest + 1 <= WORDS
+    tables = (captions.SIZE_WORDS, captions.SHAPE_WORDS, captions.MOTION_WORDS, captions.SPEED_WORDS)
+    thing = 2 + sum(most(*(said for words in table.values() for said in words)) for table in tables)  # "a", the colour
+    scene = most(*captions._OPENINGS) + thing + 1 + thing + most(*captions.BACKGROUND_WORDS)  # 1: "and"
+    rng = np.random.default_rng(0)
+    seen = max(len(captions.caption(random_scene(rng, pairs=0.3), rng).split()) for _ in range(5000))
+
+    assert seen <= scene + 8, "eight unknown words at most"
+    assert scene + 8 + 1 == WORDS, "the end is a token too"
 
 
 def test_one_filling_that_counts_many_times_is_what_the_pipeline_computes(denoiser) -> None:
@@ -198,6 +205,39 @@ def test_an_interrupted_training_ends_at_the_same_weights(tmp_path: Path, monkey
 
     assert calls == 3
     assert all((resumed[name] == value).all() for name, value in whole.items())
+
+
+@pytest.mark.slow
+def test_an_interrupted_denoiser_ends_at_the_same_weights(
+    tmp_path: Path, wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = Kind(1, 32, 32, 1.0)
+    monkeypatch.setattr(learning, "KINDS", (kind,))
+    monkeypatch.setattr(learning, "SAVE_S", 0.0)
+    monkeypatch.setattr(learning, "statistics", lambda folder: (torch.zeros(14), torch.ones(14)))
+    real, calls = learning.loss_of, 0
+
+    def interrupted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Interrupted
+        return real(*arguments)
+
+    for name in ("whole", "parts"):
+        fill(tmp_path / name / "pool", narrows.narrow(wide, clips=4), kind, 0, clips=2)
+    whole = learning.train(tmp_path / "whole", steps=4).state_dict()
+    monkeypatch.setattr(learning, "loss_of", interrupted)
+    with pytest.raises(Interrupted):
+        learning.train(tmp_path / "parts", steps=4)
+    monkeypatch.setattr(learning, "loss_of", real)
+    said: list[str] = []
+    resumed = learning.train(tmp_path / "parts", steps=4, say=said.append).state_dict()
+
+    assert (calls, said) == (3, ["denoiser: going on after step 2"])
+    fresh = new_denoiser(0).state_dict()
+    assert any((whole[name] != value).any() for name, value in fresh.items())
+    assert [name for name, value in whole.items() if (resumed[name] != value).any()] == []
 
 
 @pytest.fixture(scope="module")
@@ -389,12 +429,20 @@ def test_the_command_trains_a_checkpoint_from_nothing_and_goes_on_when_it_is_cal
     assert {path.name for path in (tmp_path / "to" / "loras").iterdir()} == {"outline.safetensors", "neon.safetensors"}
     assert "clips 17x96x96: 25" in first
     assert (tmp_path / "work" / "denoiser-trained.png").read_bytes().startswith(b"\x89PNG")
-    assert "denoiser: going on after step 1" in train(2, "--processes", "2")
+    again = train(1, "--start", str(tmp_path / "to"))
+    assert f"not starting from {tmp_path / 'to'}: {tmp_path / 'work'} has a training under way" in again
+    assert ("outline: trained before" in again, "neon: trained before" in again) == (True, True)
+    more = train(2, "--processes", "2")
+    assert "denoiser: going on after step 1" in more
+    assert "trained before" not in more, "they were trained over other weights"
     (tmp_path / "work" / "denoiser.pt").unlink()
-    assert f"starting from {tmp_path / 'to'}" in train(1, "--start", str(tmp_path / "to"))
+    started = train(1, "--start", str(tmp_path / "to"))
+    assert f" starting from {tmp_path / 'to'}" in started
+    assert "clips 17x96x96: 25" in started
+    assert "trained before" not in started, "they were trained over other weights"
 
 
-def test_the_denoiser_says_what_it_is_made_of() -> None:
+def test_the_parts_fit_into_15_megabytes() -> None:
     made = new_denoiser(0)
     count = sum(parameter.numel() for parameter in made.parameters()) + sum(p.numel() for p in vaes.make().parameters())
 

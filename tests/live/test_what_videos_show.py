@@ -24,6 +24,8 @@ from tests.live.decode import decode
 
 PROMPT = "a red circle moving right on a black background"
 
+ENDS = ("succeeded", "failed", "cancelled")
+
 JOB = {"model": "atelier", "height": 96, "width": 96, "num_frames": 17, "outputs": [{"format": "mp4"}]}
 
 
@@ -35,7 +37,9 @@ def client(live: LiveServer) -> Iterator[httpx2.Client]:
 
 
 def until(ask: Callable[[], dict[str, Any]], done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    deadline = time.monotonic() + 120
     while not done(answer := ask()):
+        assert time.monotonic() < deadline, answer
         time.sleep(0.2)
     return answer
 
@@ -81,7 +85,8 @@ def native(client: httpx2.Client, **fields: Any) -> bytes:
     body = JOB | {"prompt": PROMPT, "seed": 6} | fields
     job = client.post("/polyreel/v1/jobs", json=body).raise_for_status().json()
     path = f"/polyreel/v1/jobs/{job['id']}"
-    ended = until(lambda: client.get(path).json(), lambda said: said["status"] in ("succeeded", "failed"))
+    ended = until(lambda: client.get(path).json(), lambda said: said["status"] in ENDS)
+    assert ended["status"] == "succeeded", ended
     return httpx2.get(ended["outputs"][0]["url"]).content
 
 
