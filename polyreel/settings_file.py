@@ -23,7 +23,7 @@ _HEAD = """\
 # Is it right: polyreel config check {name}
 # Start with it: polyreel up --config {name}
 
-# What this file changes: tiny (the demonstration model, on the CPU), gpu (real models), or team (gpu, for several people).
+# What this file changes: tiny (a small model on the CPU), gpu (real models), or team (gpu, for several people).
 extends: {profile}
 """
 

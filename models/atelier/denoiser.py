@@ -194,7 +194,7 @@ def generate(
     kind: Kind,
     *,
     seed: int = 0,
-    steps: int = 20,
+    num_inference_steps: int = 20,
     guidance_scale: float = 4.0,
 ) -> torch.Tensor:
     """Make latents of captions, normalised, by Euler's method: for a look while training is under way."""
@@ -205,7 +205,7 @@ def generate(
     with torch.autocast(device.type, torch.bfloat16):
         words = encode(denoiser.tokenizer, denoiser.text_encoder, captions, None)
         nothing = encode(denoiser.tokenizer, denoiser.text_encoder, [[""]] * len(captions), None)
-    times = shifted(torch.linspace(1, 0, steps + 1), FLOW_SHIFT)
+    times = shifted(torch.linspace(1, 0, num_inference_steps + 1), FLOW_SHIFT)
     for now, then in pairwise(times):
         timestep = now.to(device).expand(len(captions)) * 1000
         with torch.autocast(device.type, torch.bfloat16):

@@ -66,9 +66,9 @@ def make(
     pipeline: Any,
     prompts: Sequence[str],
     *,
-    negative: Sequence[str] | None = None,
+    negative_prompt: Sequence[str] | None = None,
     first_seed: int = 0,
-    steps: int = STEPS,
+    num_inference_steps: int = STEPS,
     guidance_scale: float = GUIDANCE,
 ) -> list[np.ndarray]:
     """Make a clip of each prompt, (F, H, W, 3), floats 0..1; the n-th from seed first_seed + n."""
@@ -79,11 +79,11 @@ def make(
         clips += list(
             pipeline(
                 prompt=part,
-                negative_prompt=list(negative[start : start + _BATCH]) if negative else [""] * len(part),
+                negative_prompt=list(negative_prompt[start : start + _BATCH]) if negative_prompt else [""] * len(part),
                 num_frames=NUM_FRAMES,
                 height=HEIGHT,
                 width=WIDTH,
-                num_inference_steps=steps,
+                num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator().manual_seed(number) for number in numbers],
                 output_type="np",
@@ -124,7 +124,7 @@ def removes(pipeline: Any, count: int = 64) -> float:
     told = scenes("negative", count)
     open_ = [captions.sentence(scene).replace(f"{scene.things[0].colour} ", "") for scene in told]
     shown = [judge(clip).colour for clip in make(pipeline, open_)]
-    seen = [judge(clip).colour for clip in make(pipeline, open_, negative=shown)]
+    seen = [judge(clip).colour for clip in make(pipeline, open_, negative_prompt=shown)]
     return float(np.mean([now != before for now, before in zip(seen, shown, strict=True)]))
 
 

@@ -113,7 +113,9 @@ def test_the_vae_gives_back_what_it_was_given(pipeline: Any) -> None:
 @pytest.mark.parametrize("style", ["outline", "neon"])
 def test_a_lora_changes_the_style_the_more_the_stronger_and_leaves_no_trace(pipeline: Any, style: str) -> None:
     def clip() -> np.ndarray:
-        [frames] = figures.make(pipeline, ["a large red circle on a black background"], first_seed=1, steps=4)
+        [frames] = figures.make(
+            pipeline, ["a large red circle on a black background"], first_seed=1, num_inference_steps=4
+        )
         return frames
 
     before = clip()
@@ -200,11 +202,11 @@ def test_words_that_the_model_does_not_know_do_no_harm(pipeline: Any) -> None:
     score = figures.score(told, figures.make(pipeline, prompts))
 
     assert score.colour == score.background == 1.0
-    [clip] = figures.make(pipeline, ["an astronaut riding a horse"], steps=4)
+    [clip] = figures.make(pipeline, ["an astronaut riding a horse"], num_inference_steps=4)
     assert np.isfinite(clip).all()
 
 
 def test_a_generation_takes_a_generator_and_is_the_same_again(pipeline: Any) -> None:
-    first, again = (figures.make(pipeline, ["a red circle"], steps=2, first_seed=5)[0] for _ in range(2))
+    first, again = (figures.make(pipeline, ["a red circle"], num_inference_steps=2, first_seed=5)[0] for _ in range(2))
 
     assert (first == again).all()
