@@ -41,12 +41,20 @@ else
 	@$(QUICK) $(ARGS)
 endif
 
+SLOW := $(BIN)/python -m pytest -m "slow and not gpu"
+
+# As `test`: the demonstration model's figures compute, the others mostly wait. The tests for CUDA run tiny and on the CPU
+# after those: else nobody without a GPU would see that a change has broken them.
 test-slow: install ## what takes minutes by nature: full-size examples, foreign clients
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[clients]'
-	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 ifeq ($(ARGS),)
-	@# The tests for CUDA, tiny and on the CPU: else nobody without a GPU would see that a change has broken them.
-	@POLYREEL_GPU_TESTS_ON_CPU=1 $(BIN)/python -m pytest -q -m gpu tests/gpu
+	@( OMP_NUM_THREADS=1 $(SLOW) tests/atelier; figures=$$?; \
+	POLYREEL_GPU_TESTS_ON_CPU=1 $(BIN)/python -m pytest -q -m gpu tests/gpu; exit $$((figures | $$?)) \
+	) >$(VENV)/half.log 2>&1 & half=$$!; trap 'kill $$half' INT TERM; \
+	$(SLOW) --ignore=tests/atelier; rest=$$?; \
+	wait $$half; first=$$?; cat $(VENV)/half.log; exit $$((rest | first))
+else
+	@$(SLOW) $(ARGS)
 endif
 
 test-gpu: install ## full-size models with random weights on CUDA, with a report of memory and speed
