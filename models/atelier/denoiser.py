@@ -27,7 +27,7 @@ MAX_SEQUENCE_LENGTH = 512
 WORDS = 37
 
 #: Of the scheduler: how far the steps of a generation lean towards noise.
-FLOW_SHIFT = 8.0
+FLOW_SHIFT = 5.0
 
 #: After which block tokens are asked for names and places.
 HALFWAY = 2

@@ -192,7 +192,9 @@ def train(
     say: Callable[[str], None] = print,
     look: Callable[[Denoiser], str] | None = None,
 ) -> Denoiser:
-    """Train, or go on where `work/denoiser.pt` stands; returns the averaged weights.
+    """Train, or go on where `work/denoiser.pt` stands; returns the last weights.
+
+    Their average over 500 steps is for looks on the way: at the end the rates have fallen to nothing, and it only lags.
 
     Args:
         processes: how many learn together, of one thread each; each takes a batch of its own for every step. With more
@@ -206,10 +208,9 @@ def train(
             learn(0)
         else:
             spawn(learn, nprocs=processes)  # type: ignore[no-untyped-call]
-    average = new_denoiser(seed).to(device)
-    state = states.load(work / "denoiser.pt", device)
-    average.load_state_dict(state["average"])
-    return average
+    learnt = new_denoiser(seed).to(device)
+    learnt.load_state_dict(states.load(work / "denoiser.pt", device)["denoiser"])
+    return learnt
 
 
 def _learn(

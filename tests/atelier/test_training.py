@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.atelier import captions, figures, learning, progress, training
+from models.atelier import captions, figures, learning, progress, states, training
 from models.atelier import denoiser as denoisers
 from models.atelier import narrow as narrows
 from models.atelier import vae as vaes
@@ -238,6 +238,8 @@ def test_an_interrupted_denoiser_ends_at_the_same_weights(
     fresh = new_denoiser(0).state_dict()
     assert any((whole[name] != value).any() for name, value in fresh.items())
     assert [name for name, value in whole.items() if (resumed[name] != value).any()] == []
+    averages = [states.load(tmp_path / name / "denoiser.pt")["average"] for name in ("whole", "parts")]
+    assert [name for name, value in averages[0].items() if (averages[1][name] != value).any()] == []
 
 
 @pytest.fixture(scope="module")
