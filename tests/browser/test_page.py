@@ -83,7 +83,7 @@ def test_the_journey_from_the_key_to_a_playing_video(live: LiveServer, visit: Op
     here.submit()
     page.wait_for_selector(".job")
     first = card(here)
-    here.fill(prompt="A blue star spinning on a white background", num_frames=9, num_inference_steps=10)
+    here.fill(prompt="A blue star rising on a white background", num_frames=9, num_inference_steps=10)
     here.submit()
     here.until(lambda: page.locator(".job").count() == 2, "the second job is shown")
     second = card(here)

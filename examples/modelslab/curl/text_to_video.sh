@@ -3,7 +3,7 @@
 set -euo pipefail
 
 answer=$(curl -sS --fail-with-body "$BASE/api/v6/video/text2video" -H "Content-Type: application/json" -d '{
-  "key": "'"$KEY"'", "model_id": "wan2.2", "prompt": "a green star spinning on a white background", "output_type": "mp4",
+  "key": "'"$KEY"'", "model_id": "wan2.2", "prompt": "a green square growing on a white background", "output_type": "mp4",
   "num_frames": 17, "width": 256, "height": 256, "num_inference_steps": 20, "fps": 8, "seed": 7
 }')
 while [ "$(jq -r .status <<< "$answer")" = processing ]; do

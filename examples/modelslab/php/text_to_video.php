@@ -18,7 +18,7 @@ function post(string $path, array $body): array
 }
 
 $video = post('text2video', [
-    'model_id' => 'wan2.2', 'prompt' => 'a green star spinning on a white background', 'output_type' => 'mp4',
+    'model_id' => 'wan2.2', 'prompt' => 'a green square growing on a white background', 'output_type' => 'mp4',
     'num_frames' => 17, 'width' => 256, 'height' => 256, 'num_inference_steps' => 20, 'fps' => 8, 'seed' => 7,
 ]);
 while ($video['status'] === 'processing') {

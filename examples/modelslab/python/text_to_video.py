@@ -15,7 +15,7 @@ video = Video(client)
 answer = video.text_to_video(
     Text2Video(
         model_id="wan2.2",
-        prompt="a green star spinning on a white background",
+        prompt="a green square growing on a white background",
         output_type="mp4",
         num_frames=17,
         width=256,
