@@ -18,6 +18,9 @@ from models.atelier.world import Scene, Thing
 
 SEEDS = 64
 
+#: Seconds: four minutes of computing for the longest, beside other tests on a machine that has more to do.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:

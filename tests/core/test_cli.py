@@ -184,7 +184,7 @@ def test_settings_that_are_right_are_said_to_be(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("extends: tiny\nport: 9000\n")
     where = ("--state-dir", str(tmp_path / "state"))
-    assert good("config", "check", str(path), *where) == "ok: 3 models, 1 LoRAs, 1 embeddings\n"
+    assert good("config", "check", str(path), *where) == "ok: 3 models, 3 LoRAs, 1 embeddings\n"
     path.write_text("extends: tiny\ndialects: {modelslab: {hold: 1}}\n")
     said = refused("config", "check", str(path), *where)
     assert said.startswith("dialects.modelslab.hold: there is no such setting. Did you mean hold_s?")
