@@ -9,7 +9,7 @@ from pathlib import Path
 from models.atelier import CHECKPOINT
 
 #: A whole training. The shipped weights were made in pieces, see their card. Fewer are for a look.
-STEPS = {"vae": 2400, "denoiser": 6000, "lora": 600}
+STEPS = {"vae": 2400, "denoiser": 12000, "lora": 450}
 CLIPS = 9000
 
 #: Between which a page has the figures.
