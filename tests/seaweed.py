@@ -71,9 +71,10 @@ def find_weed() -> str:
 @contextmanager
 def seaweed(folder: Path) -> Iterator[Seaweed]:
     """Give a server on the data in `folder`."""
-    from tests.conftest import free_port  # which imports this module
+    from tests.conftest import free_ports  # which imports this module
 
-    ports = {name: free_port() for name in (*_PORTS, *(f"{name}.grpc" for name in _PORTS))}
+    names = [*_PORTS, *(f"{name}.grpc" for name in _PORTS)]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     identities = [
         {"name": "owner", "credentials": [{"accessKey": KEY_ID, "secretKey": SECRET}], "actions": ["Admin"]},
         {
