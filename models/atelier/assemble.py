@@ -47,3 +47,5 @@ def write(
     (folder / "loras").mkdir(exist_ok=True)
     for style, tensors in styles.items():
         save_file(dict(tensors), folder / "loras" / f"{style}.safetensors", metadata={"format": "pt"})
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes them for their owner alone, and images run as another

@@ -431,6 +431,7 @@ def test_the_command_trains_a_checkpoint_from_nothing_and_goes_on_when_it_is_cal
     weights = load_file(tmp_path / "to" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert set(weights) == set(pipeline.transformer.state_dict())
     assert {path.name for path in (tmp_path / "to" / "loras").iterdir()} == {"outline.safetensors", "neon.safetensors"}
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "to").rglob("*.safetensors")} == {"0o644"}
     assert "clips 17x96x96: 25" in first
     assert (tmp_path / "work" / "denoiser-trained.png").read_bytes().startswith(b"\x89PNG")
     again = train(1, "--start", str(tmp_path / "to"))
